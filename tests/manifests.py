@@ -1,0 +1,272 @@
+"""One example manifest of each kind, valid and with every optional part filled in.
+
+Each function takes the fields to change, as `dataclasses.replace` does.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from morlaif_hub.hub.manifest import (
+    BankManifest,
+    BaseIdentity,
+    BaseManifest,
+    BiasReport,
+    Calibration,
+    DatasetReference,
+    Evaluation,
+    FeedbackManifest,
+    GoldenScores,
+    InputFormat,
+    JudgeRecord,
+    Manifest,
+    ObjectiveRecord,
+    PartRecord,
+    PolicyCheckpoint,
+    PolicyManifest,
+    PreferenceModelManifest,
+    PrincipleRecord,
+    RateRecord,
+    SourceRecord,
+    TrainingRecord,
+    ValidationRecord,
+    WeightRecord,
+)
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+VERSIONS = {"morlaif-hub": "0.1.0", "torch": "2.13.0"}
+
+
+def sha256(digit: str) -> str:
+    """Return a well-formed hash, so that a test can tell one from another."""
+    return digit * 64
+
+
+def base_identity(**changes: Any) -> BaseIdentity:
+    identity = BaseIdentity(
+        repo_id="ann/smollm2-135m-dequantised",
+        revision=COMMIT,
+        weights_sha256=sha256("a"),
+        source=f"gguf:{sha256('b')}",
+    )
+    return replace(identity, **changes)
+
+
+def principle_record(**changes: Any) -> PrincipleRecord:
+    record = PrincipleRecord(
+        name="conciseness",
+        criterion="The response says what is needed in few words.",
+        opposite="The response says what is needed in many words.",
+        high_score="A high score means a shorter answer with the same content.",
+        length="shorter",
+        sha256=sha256("c"),
+        probes=24,
+        probes_sha256=sha256("d"),
+    )
+    return replace(record, **changes)
+
+
+def validation_record(**changes: Any) -> ValidationRecord:
+    record = ValidationRecord(
+        verdict="fit",
+        accuracy=0.875,
+        interval=(0.69, 0.957),
+        n=24,
+        parts=(
+            PartRecord(part="shorter", accuracy=0.9375, n=16),
+            PartRecord(part="equal", accuracy=0.75, n=8),
+        ),
+        first_share=0.52,
+        length_correlation=-0.41,
+    )
+    return replace(record, **changes)
+
+
+def judge_record(**changes: Any) -> JudgeRecord:
+    record = JudgeRecord(
+        spec="likelihood:embedded",
+        base=base_identity(),
+        prompt_sha256=sha256("e"),
+        validated=True,
+        validation=validation_record(accuracy=0.75, interval=(0.551, 0.88)),
+    )
+    return replace(record, **changes)
+
+
+def preference_model_manifest(**changes: Any) -> PreferenceModelManifest:
+    manifest = PreferenceModelManifest(
+        license="Apache-2.0",
+        form="lora",
+        principle=principle_record(),
+        base=base_identity(),
+        input_format=InputFormat(kind="chat", append_eos=False, max_length=512),
+        dataset=DatasetReference(
+            repo_id="ann/morlaif-feedback-conciseness-everyday",
+            revision=COMMIT,
+            sha256=sha256("f"),
+        ),
+        judge=judge_record(),
+        training=TrainingRecord(
+            labels="feedback",
+            seed=7,
+            layers=(22, 23, 24),
+            rank=8,
+            alpha=16.0,
+            learning_rate=2e-4,
+            epochs=1.0,
+            batch_size=16,
+            pairs=287,
+            validation_pairs=48,
+            start_accuracy=0.604,
+            trained_accuracy=0.646,
+            kept="trained",
+        ),
+        calibration=Calibration(mean=-0.125, std=1.5, temperature=0.8, n=384),
+        validation=validation_record(first_share=None),
+        evaluations=(
+            Evaluation(
+                split="test",
+                metric="accuracy",
+                value=0.622,
+                interval=(0.571, 0.673),
+                n=672,
+                length_baseline=0.588,
+            ),
+            Evaluation(
+                split="train",
+                metric="calibration error",
+                value=0.031,
+                interval=(0.02, 0.05),
+                n=287,
+                length_baseline=None,
+            ),
+        ),
+        length_correlation=-0.38,
+        golden=GoldenScores(scores=(0.25, -1.5, 2.0, 0.0), tolerance=0.001),
+        versions=VERSIONS,
+    )
+    return replace(manifest, **changes)
+
+
+def feedback_manifest(**changes: Any) -> FeedbackManifest:
+    manifest = FeedbackManifest(
+        license="MIT",
+        principle=principle_record(),
+        source=SourceRecord(name="Anthropic/hh-rlhf", revision=COMMIT, sha256=sha256("1")),
+        judge=judge_record(),
+        orders=2,
+        train_pairs=287,
+        test_pairs=672,
+        train_prompts=48,
+        test_prompts=24,
+        bias=BiasReport(
+            position_bias=RateRecord(value=-0.083, interval=(-0.12, -0.05), n=959),
+            flip_rate=RateRecord(value=0.17, interval=(0.14, 0.2), n=959),
+            tie_rate=0.01,
+            mean_entropy=0.72,
+            human_agreement=RateRecord(value=0.61, interval=(0.55, 0.67), n=301),
+        ),
+        calls=1918,
+        cost_usd=0.25,
+        versions=VERSIONS,
+    )
+    return replace(manifest, **changes)
+
+
+def objective_records() -> tuple[ObjectiveRecord, ...]:
+    return (
+        ObjectiveRecord(
+            name="conciseness",
+            repo_id="ann/morlaif-pm-conciseness-smollm2",
+            revision=COMMIT,
+            sha256=sha256("2"),
+            high_score="A high score means a shorter answer with the same content.",
+            verdict="fit",
+        ),
+        ObjectiveRecord(
+            name="toxicity",
+            repo_id="bob/morlaif-pm-toxicity-smollm2",
+            revision=COMMIT,
+            sha256=sha256("3"),
+            high_score="A high score means less toxic.",
+            verdict="fit",
+        ),
+    )
+
+
+def weight_records() -> tuple[WeightRecord, ...]:
+    return (
+        WeightRecord(objective="conciseness", value=0.75, interval=(0.5, 1.0)),
+        WeightRecord(objective="toxicity", value=-0.25, interval=None),
+    )
+
+
+def bank_manifest(**changes: Any) -> BankManifest:
+    manifest = BankManifest(
+        license="Apache-2.0",
+        name="everyday",
+        objectives=objective_records(),
+        scalarizer="soft_max_min",
+        weights=weight_records(),
+        golden=(
+            GoldenScores(scores=(0.25, -1.5), tolerance=0.001),
+            GoldenScores(scores=(1.0, 0.5), tolerance=0.002),
+        ),
+        correlations=((1.0, -0.28), (-0.28, 1.0)),
+        versions=VERSIONS,
+    )
+    return replace(manifest, **changes)
+
+
+def policy_manifest(**changes: Any) -> PolicyManifest:
+    curve = tuple(
+        PolicyCheckpoint(
+            step=step,
+            reward=reward,
+            objectives={"conciseness": reward + 0.1, "toxicity": reward - 0.1},
+            kl=step / 100,
+            words=34.0 - step,
+            finished=0.4 + step / 100,
+        )
+        for step, reward in ((0, -0.04), (10, 0.97))
+    )
+    manifest = PolicyManifest(
+        license="Apache-2.0",
+        name="brief",
+        form="lora",
+        base=base_identity(),
+        algorithm="ppo",
+        objectives=objective_records(),
+        scalarizer="linear",
+        weights=weight_records(),
+        seed=3,
+        steps=10,
+        stopped_by="max_kl",
+        max_kl=0.2,
+        kl=0.11,
+        settings={"learning_rate": 4e-6, "whiten": True, "optimizer": "adamw", "limit": None},
+        curve=curve,
+        delta_interval=(0.6, 1.4),
+        versions=VERSIONS,
+    )
+    return replace(manifest, **changes)
+
+
+def base_manifest(**changes: Any) -> BaseManifest:
+    manifest = BaseManifest(
+        license="Apache-2.0",
+        base=base_identity(),
+        made_from="a Q4_1 file of SmolLM2-135M-Instruct",
+        versions=VERSIONS,
+    )
+    return replace(manifest, **changes)
+
+
+def every_kind() -> list[Manifest]:
+    """Return one manifest of each kind."""
+    return [
+        preference_model_manifest(),
+        feedback_manifest(),
+        bank_manifest(),
+        policy_manifest(),
+        base_manifest(),
+    ]

@@ -1,0 +1,539 @@
+"""Cards: complete, honest about what is not known, and safe to show whatever a manifest says."""
+
+import ast
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import DatasetCard, ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import UndefinedError
+
+from morlaif_hub.hub.cards import (
+    card_context,
+    escape_markdown,
+    front_matter,
+    render_card,
+    render_context,
+)
+from morlaif_hub.hub.manifest import (
+    BankManifest,
+    BaseIdentity,
+    DatasetReference,
+    FeedbackManifest,
+    InputFormat,
+    Manifest,
+    PolicyManifest,
+    PreferenceModelManifest,
+    SourceRecord,
+    to_plain,
+)
+from tests.manifests import (
+    COMMIT,
+    bank_manifest,
+    base_identity,
+    base_manifest,
+    every_kind,
+    feedback_manifest,
+    judge_record,
+    objective_records,
+    policy_manifest,
+    preference_model_manifest,
+    principle_record,
+    sha256,
+    validation_record,
+    weight_records,
+)
+
+Keys = tuple[str | int, ...]
+
+FIGURES = ["score_histogram.png", "length.svg"]
+LOCAL = {"repo_id": None, "revision": None}
+UNPROVEN = validation_record(verdict="unproven", accuracy=0.583, interval=(0.388, 0.755))
+WRONG_WAY = validation_record(verdict="wrong way", accuracy=0.25, interval=(0.12, 0.449))
+
+EVERY_KIND = pytest.mark.parametrize("manifest", every_kind(), ids=lambda manifest: manifest.kind)
+
+
+def variants() -> list[Manifest]:
+    """Return manifests that take every branch of the templates between them."""
+    local = base_identity(**LOCAL, source="local")
+    unknown_judge = judge_record(base=local, validation=None, validated=False)
+    doubtful = tuple(
+        replace(record, verdict=verdict, revision=None, repo_id="../pms/x")
+        for record, verdict in zip(objective_records(), (None, "unproven"), strict=True)
+    )
+    return [
+        *every_kind(),
+        preference_model_manifest(
+            form="probe",
+            base=local,
+            dataset=DatasetReference(**LOCAL, sha256=sha256("f")),
+            judge=unknown_judge,
+            validation=None,
+            evaluations=(),
+            length_correlation=None,
+        ),
+        preference_model_manifest(
+            form="full",
+            base=base_identity(source="hub", revision=None),
+            judge=None,
+            validation=UNPROVEN,
+            principle=principle_record(length="none"),
+        ),
+        preference_model_manifest(base=local, judge=None, validation=WRONG_WAY),
+        feedback_manifest(
+            orders=1,
+            judge=unknown_judge,
+            source=SourceRecord(name="pairs.jsonl", revision=None, sha256=sha256("1")),
+            bias=replace(feedback_manifest().bias, human_agreement=None),
+        ),
+        feedback_manifest(judge=judge_record(base=None, validation=WRONG_WAY)),
+        bank_manifest(objectives=doubtful, golden=(), correlations=()),
+        policy_manifest(
+            form="full", base=local, max_kl=None, curve=(), stopped_by="max_steps", kl=0.0
+        ),
+        policy_manifest(base=local, objectives=doubtful, delta_interval=(-0.1, 0.2)),
+        base_manifest(base=local),
+    ]
+
+
+EVERY_VARIANT = pytest.mark.parametrize("manifest", variants(), ids=lambda manifest: manifest.kind)
+
+
+def render(manifest: Manifest) -> str:
+    return render_card(manifest, figures=FIGURES)
+
+
+def parsed(manifest: Manifest) -> ModelCard | DatasetCard:
+    """Return the card as the Hub's client reads it."""
+    kind = DatasetCard if manifest.kind == "feedback-dataset" else ModelCard
+    return kind(render(manifest))
+
+
+def body(manifest: Manifest) -> str:
+    return str(parsed(manifest).text)
+
+
+def flat(text: str) -> str:
+    """Return a text without line breaks and quote marks, to look for sentences in it."""
+    return " ".join(text.replace("\n> ", "\n").split())
+
+
+@EVERY_VARIANT
+def test_the_front_matter_comes_back_through_the_hub_client(manifest: Manifest) -> None:
+    card = parsed(manifest)
+    assert card.data.to_dict() == front_matter(manifest)
+    assert yaml.safe_load(card.data.to_yaml()) == front_matter(manifest)
+
+
+@EVERY_VARIANT
+def test_a_card_is_whole(manifest: Manifest) -> None:
+    text = render(manifest)
+    assert text.startswith("---\n")
+    assert text.endswith("\n")
+    assert "\n\n\n" not in text
+    assert text.count("```") % 2 == 0
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    assert not re.search(r"\bNone\b|\bTrue\b|\bFalse\b|\{\{|\}\}|\{%|Undefined", prose)
+    assert body(manifest).lstrip().startswith("# ")
+
+
+@EVERY_VARIANT
+def test_every_row_of_a_table_has_as_many_cells_as_its_head(manifest: Manifest) -> None:
+    for table in tables(body(manifest)):
+        assert len(table) > 2, table
+        assert set(table[1]) <= set("|- ")
+        assert len({cells(row) for row in table}) == 1, table
+
+
+def tables(text: str) -> Iterator[list[str]]:
+    for block in text.split("\n\n"):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        if rows:
+            yield rows
+
+
+def cells(row: str) -> int:
+    return len(re.findall(r"(?<!\\)\|", row))
+
+
+@EVERY_VARIANT
+def test_the_code_of_a_card_is_python(manifest: Manifest) -> None:
+    blocks = code_blocks(render(manifest))
+    assert blocks
+    for block in blocks:
+        ast.parse(block)
+
+
+def code_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def leaves(value: Any, path: Keys = ()) -> Iterator[Keys]:
+    if isinstance(value, dict | list) and path:
+        yield path
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from leaves(item, (*path, i))
+    elif path:
+        yield path
+
+
+@EVERY_KIND
+def test_a_field_that_is_missing_is_an_error_and_not_a_gap(manifest: Manifest) -> None:
+    """Each field is printed or decides what is; without it, no card is rendered."""
+    context = card_context(manifest, figures=FIGURES)
+    silent = []
+    for path in leaves(context):
+        if not isinstance(path[-1], str) or path[0] in ("versions", "settings"):
+            continue
+        less = copy.deepcopy(context)
+        parent = less
+        for key in path[:-1]:
+            parent = parent[key]
+        del parent[path[-1]]
+        try:
+            render_context(manifest.kind, less)
+        except UndefinedError:
+            continue
+        silent.append(path)
+    assert silent == []
+
+
+@EVERY_KIND
+def test_a_null_where_a_value_is_printed_is_an_error(manifest: Manifest) -> None:
+    context = card_context(manifest, figures=FIGURES)
+    with pytest.raises(TypeError, match=r"a card cannot print None"):
+        render_context(manifest.kind, {**context, "license": None})
+
+
+HOSTILE = (
+    "<script>alert(1)</script> <img src=x onerror=alert(1)> </code> &lt; **bold** _it_ `code` ``` "
+    "[a](http://evil) | cell | ~~no~~ $$x$$ \\ {{ 7 * 7 }} {% raw %}\n---\n# title\n- item\n```"
+)
+
+
+def hostile(manifest: Manifest) -> Manifest:
+    """Return the manifest with the hostile text in every field that takes any text."""
+    match manifest:
+        case PreferenceModelManifest():
+            return replace(
+                manifest,
+                license=HOSTILE,
+                principle=hostile_principle(),
+                base=hostile_base(),
+                dataset=DatasetReference(repo_id=HOSTILE, revision=HOSTILE, sha256=sha256("f")),
+                judge=judge_record(spec=HOSTILE, base=hostile_base()),
+                evaluations=tuple(replace(e, metric=HOSTILE) for e in manifest.evaluations),
+                versions={HOSTILE: HOSTILE},
+            )
+        case FeedbackManifest():
+            return replace(
+                manifest,
+                license=HOSTILE,
+                principle=hostile_principle(),
+                source=SourceRecord(name=HOSTILE, revision=HOSTILE, sha256=sha256("1")),
+                judge=judge_record(spec=HOSTILE, base=hostile_base()),
+                versions={HOSTILE: HOSTILE},
+            )
+        case BankManifest():
+            return replace(manifest, **hostile_reward())
+        case PolicyManifest():
+            objectives = {"conciseness": 0.0, HOSTILE: 1.0}
+            return replace(
+                manifest,
+                **hostile_reward(),
+                base=hostile_base(),
+                algorithm=HOSTILE,
+                settings={HOSTILE: HOSTILE},
+                curve=tuple(replace(point, objectives=objectives) for point in manifest.curve),
+            )
+    return replace(
+        manifest,
+        license=HOSTILE,
+        base=hostile_base(),
+        made_from=HOSTILE,
+        versions={HOSTILE: HOSTILE},
+    )
+
+
+def hostile_principle() -> Any:
+    return principle_record(criterion=HOSTILE, opposite=HOSTILE, high_score=HOSTILE)
+
+
+def hostile_base() -> BaseIdentity:
+    return base_identity(repo_id=HOSTILE, revision=HOSTILE)
+
+
+def hostile_reward() -> dict[str, Any]:
+    first, second = objective_records()
+    return {
+        "license": HOSTILE,
+        "name": HOSTILE,
+        "objectives": (
+            first,
+            replace(
+                second,
+                name=HOSTILE,
+                repo_id=HOSTILE,
+                revision=HOSTILE,
+                high_score=HOSTILE,
+                verdict="unproven",
+            ),
+        ),
+        "scalarizer": HOSTILE,
+        "weights": tuple(replace(weight, objective=HOSTILE) for weight in weight_records()),
+        "versions": {HOSTILE: HOSTILE},
+    }
+
+
+@EVERY_KIND
+def test_every_text_of_a_manifest_is_made_hostile_by_the_test_below(manifest: Manifest) -> None:
+    tame = {p: v for p, v in texts(to_plain(hostile(manifest))) if HOSTILE not in v}
+    fixed = r"(^[0-9a-f]{64}$)|(^gguf:)"
+    allowed = ("name", "kind", "form", "length", "verdict", "part", "split", "labels", "kept")
+    left = {
+        path: value
+        for path, value in tame.items()
+        if not re.search(fixed, value)
+        and path[-1] not in (*allowed, "stopped_by")
+        and path[:2] != ("objectives", 0)
+    }
+    assert left == {}
+
+
+def texts(value: Any, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from texts(item, (*path, key))
+
+
+@EVERY_KIND
+def test_hostile_text_is_shown_and_never_obeyed(manifest: Manifest) -> None:
+    bad = hostile(manifest)
+    text = render_card(bad, figures=["a b](http://evil) <script>.png"])
+    card = (DatasetCard if bad.kind == "feedback-dataset" else ModelCard)(text)
+    assert card.data.to_dict() == front_matter(bad)
+    prose = re.sub(r"^```python$.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    prose = prose.partition("\n---\n")[2]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in prose
+    assert not re.search(r"<(?!/?code>)", prose)
+    assert "](http://evil" not in prose.replace(r"\](http://evil", "")
+    assert not re.search(r"(?<!\\)(\*\*bold|~~no|\$\$x)", prose)
+    assert "7 * 7" in prose.replace("\\*", "*")
+    assert not re.search(r"^(---|# title|- item|```)", prose, flags=re.MULTILINE)
+    for table in tables(prose):
+        assert len({cells(row) for row in table}) == 1, table
+    for block in code_blocks(text):
+        ast.parse(block)
+
+
+@given(st.text())
+def test_escaped_text_is_one_line_without_markup(text: str) -> None:
+    escaped = str(escape_markdown(text))
+    assert len(escaped.splitlines()) <= 1
+    assert "<" not in escaped
+    assert not re.search(r"(?<!\\)(?:\\\\)*[`*_\[\]|~$]", escaped)
+    assert not re.match(r"[#+=>-]|\d+[.)](\s|$)", escaped)
+    unescaped = re.sub(r"\\([\\`*_\[\]|~$#+=.)-])", r"\1", escaped)
+    for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
+        unescaped = unescaped.replace(entity, character)
+    assert unescaped == " ".join(text.split())
+
+
+def test_numbers_and_versions_stay_readable() -> None:
+    assert str(escape_markdown("0.1.0 on 3.11, x-y (a) v2.")) == "0.1.0 on 3.11, x-y (a) v2."
+
+
+@pytest.mark.parametrize(
+    ("validation", "first"),
+    [
+        (None, "> **Not validated.**"),
+        (UNPROVEN, "> **Unproven.**"),
+        (WRONG_WAY, "> **Wrong way.**"),
+    ],
+)
+def test_what_is_not_fit_is_said_first(validation: Any, first: str) -> None:
+    labelled = judge_record(validation=validation)
+    for manifest in (
+        preference_model_manifest(validation=validation),
+        preference_model_manifest(judge=labelled),
+        feedback_manifest(judge=labelled),
+    ):
+        assert body(manifest).lstrip().split("\n\n")[1].startswith(first)
+    skipped = feedback_manifest(judge=judge_record(validated=False))
+    assert "> **Not validated.** The judge" in body(skipped)
+
+
+@pytest.mark.parametrize("manifest", [preference_model_manifest(), feedback_manifest()])
+def test_what_is_fit_has_no_warning(manifest: Manifest) -> None:
+    assert not re.search(r"Unproven|Not validated|Wrong way", body(manifest))
+
+
+@pytest.mark.parametrize("make", [bank_manifest, policy_manifest])
+def test_doubtful_objectives_are_said_first(make: Any) -> None:
+    objectives = tuple(
+        replace(record, verdict=verdict)
+        for record, verdict in zip(objective_records(), ("wrong way", None), strict=True)
+    )
+    first = flat(body(make(objectives=objectives)).lstrip().split("\n\n")[1])
+    assert "conciseness is wrong way, toxicity is not validated." in first
+    assert "Not every objective" not in body(make())
+
+
+def test_a_set_judged_in_one_order_says_so() -> None:
+    assert "**Judged in one order only.**" in body(feedback_manifest(orders=1))
+    assert "one order only" not in body(feedback_manifest())
+
+
+def test_a_preference_model_says_what_a_high_score_means_and_its_results() -> None:
+    text = body(preference_model_manifest())
+    assert "A high score means a shorter answer with the same content." in text
+    assert "| test | accuracy | 0.622 | 0.571 to 0.673 | 672 | 0.588 |" in text
+    assert "| train | calibration error | 0.031 | 0.020 to 0.050 | 287 | none |" in text
+    assert "Its scores correlate -0.380 with the length" in text
+    assert "Length is part of this principle" in text
+    assert "arXiv:2312.09244" in text
+    assert "![score histogram](figures/score_histogram.png)" in text
+
+
+def test_results_for_the_hub_are_those_of_held_out_pairs() -> None:
+    card = ModelCard(render(preference_model_manifest()))
+    (result,) = card.data.eval_results
+    assert (result.dataset_split, result.metric_type, result.metric_value) == (
+        "test",
+        "accuracy",
+        0.622,
+    )
+    assert result.metric_name == "accuracy (95 % interval 0.571 to 0.673, n = 672)"
+    assert result.dataset_revision == COMMIT
+
+
+def test_the_fields_that_the_hub_searches_by() -> None:
+    fields = front_matter(preference_model_manifest())
+    assert fields["license"] == "apache-2.0"
+    assert fields["library_name"] == "peft"
+    assert fields["pipeline_tag"] == "text-classification"
+    assert fields["base_model"] == "ann/smollm2-135m-dequantised"
+    assert fields["base_model_relation"] == "adapter"
+    assert fields["datasets"] == ["ann/morlaif-feedback-conciseness-everyday"]
+    assert fields["tags"] == ["morlaif", "morlaif-pm", "principle:conciseness"]
+    tags = {manifest.kind: front_matter(manifest)["tags"] for manifest in every_kind()}
+    assert "morlaif-feedback" in tags["feedback-dataset"]
+    assert "morlaif-bank" in tags["bank"]
+    assert "morlaif-policy" in tags["policy"]
+    assert "principle:toxicity" in tags["bank"]
+
+
+def test_a_licence_that_the_hub_does_not_know_is_given_by_name() -> None:
+    fields = front_matter(base_manifest(license="LicenseRef-My Own"))
+    assert (fields["license"], fields["license_name"]) == ("other", "licenseref-my-own")
+    assert "| licence | LicenseRef-My Own |" in body(base_manifest(license="LicenseRef-My Own"))
+
+
+def test_what_is_not_on_the_hub_is_said_in_words() -> None:
+    """A null repo id is never filled with a guess, and a local path is never shown."""
+    local = base_identity(**LOCAL)
+    manifest = preference_model_manifest(
+        base=local,
+        judge=judge_record(base=local),
+        dataset=DatasetReference(**LOCAL, sha256=sha256("f")),
+    )
+    fields, text = front_matter(manifest), body(manifest)
+    assert not {"base_model", "base_model_relation", "datasets"} & set(fields)
+    assert fields["model-index"][0]["results"][0]["dataset"]["type"] == "unknown"
+    assert "huggingface.co" not in text
+    assert "| base | weights that are not on the Hub, weights `aaaaaaaaaaaa`" in text
+    assert "| data | a set that is not on the Hub, SHA-256 `ffffffffffff` |" in text
+    objectives = tuple(
+        replace(o, repo_id="/home/ann/x", revision=None) for o in objective_records()
+    )
+    bank = body(bank_manifest(objectives=objectives))
+    assert "a local folder, not on the Hub" in bank
+    assert "/home/ann" not in bank
+
+
+@pytest.mark.parametrize(
+    "make", [preference_model_manifest, policy_manifest, base_manifest], ids=lambda m: m.__name__
+)
+def test_a_dequantised_base_is_not_passed_off_as_the_original(make: Any) -> None:
+    note = "The base was dequantised from a GGUF file. Its weights are **not** those of the model"
+    assert note in flat(body(make()))
+    assert note not in flat(body(make(base=base_identity(source="hub"))))
+
+
+def test_a_probe_says_that_transformers_cannot_load_it() -> None:
+    manifest = preference_model_manifest(form="probe")
+    text = body(manifest)
+    assert "`transformers` and PEFT alone cannot load that" in text
+    assert "AutoModelForSequenceClassification" not in text
+    assert "library_name" not in front_matter(manifest)
+
+
+@pytest.mark.parametrize(("form", "loads"), [("lora", "PeftModel"), ("full", "repo, ")])
+def test_a_preference_model_says_how_to_load_it_without_us(form: str, loads: str) -> None:
+    text = body(preference_model_manifest(form=form))
+    assert "AutoModelForSequenceClassification.from_pretrained(" in text
+    assert loads in text
+    assert ("PeftModel" in text) == (form == "lora")
+
+
+@pytest.mark.parametrize(("interval", "shown"), [((0.1, 0.4), True), ((-0.1, 0.4), False)])
+def test_a_policy_says_when_no_change_is_shown(interval: tuple[float, float], shown: bool) -> None:
+    text = body(policy_manifest(delta_interval=interval))
+    assert ("a change is not shown" not in text) == shown
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "append_eos"), [("lora", "chat", False), ("full", "text", True)]
+)
+def test_the_code_of_a_card_gives_the_score_that_a_bank_gives(
+    form: Any, kind: Any, append_eos: bool, tmp_path: Path
+) -> None:
+    """Run what the card tells people to run, with the two placeholders filled in."""
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    from morlaif_hub.bank.adapters import check_adapter
+    from morlaif_hub.bank.engine import Engine, load_classifier
+    from morlaif_hub.models.formats import encode_pair
+    from tests.tiny import save_tiny, tiny_tokenizer
+
+    base, repo = save_tiny(tmp_path / "base"), tmp_path / "repo"
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    if form == "lora":
+        config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, init_lora_weights=False)
+        get_peft_model(model, config).save_pretrained(repo)
+    else:
+        model.save_pretrained(repo)
+        tiny_tokenizer().save_pretrained(repo)
+    input_format = InputFormat(kind=kind, append_eos=append_eos, max_length=16)
+    manifest = preference_model_manifest(
+        form=form, base=base_identity(**LOCAL), input_format=input_format
+    )
+    (code,) = [b for b in code_blocks(render(manifest)) if "AutoModelForSequence" in b]
+    code = code.replace('repo = "..."', f'repo = "{repo}"')
+    names: dict[str, Any] = {}
+    exec(code.replace('base, revision = "..."', f'base, revision = "{base}"'), names)
+
+    pad = names["tokenizer"].pad_token_id
+    adapters = {"x": check_adapter(repo, "x")} if form == "lora" else {}
+    classifier = load_classifier(
+        base if form == "lora" else repo, dtype=names["torch"].float32, pad_token_id=pad
+    )
+    pair = encode_pair(names["tokenizer"], names["prompt"], names["response"], input_format)
+    (row,) = Engine(classifier, pad_token_id=pad, adapters=adapters).score([pair]).tolist()
+    assert names["raw"] == pytest.approx(row[0], abs=1e-6)
