@@ -73,3 +73,18 @@ class Workspace:
                 f"the workspace {self.root} cannot be written ({error.strerror}); choose another "
                 "with --workspace or MORLAIF_WORKSPACE"
             ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, making its folder.
+
+    Raises:
+        WorkspaceError: If it cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise WorkspaceError(f"{path} cannot be written: {error.strerror}") from error

