@@ -1,0 +1,59 @@
+"""How much a judge's answers depended on the order in which the responses were shown."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from morlaif_hub.comparisons import Comparison
+from morlaif_hub.errors import DataError
+from morlaif_hub.hub.manifest import BiasReport, RateRecord
+from morlaif_hub.judges.base import Verdict
+from morlaif_hub.statistics import bootstrap_interval, entropy_bits
+
+
+def bias_report(
+    comparisons: Sequence[Comparison], verdicts: Sequence[Verdict], *, seed: int = 0
+) -> BiasReport:
+    """Return what the verdicts on some comparisons say about the judge.
+
+    Args:
+        comparisons: What was judged; at least one.
+        verdicts: The verdict on each.
+        seed: Of the intervals, which resample prompts.
+
+    Raises:
+        DataError: If there is nothing to report on.
+    """
+    if not verdicts:
+        raise DataError("there are no verdicts, so there is no bias to report")
+    prompts = [comparison.prompt_id for comparison in comparisons]
+    agreements = [
+        (prompt, _agreement(comparison, verdict))
+        for prompt, comparison, verdict in zip(prompts, comparisons, verdicts, strict=True)
+        if comparison.human_choice is not None
+    ]
+    human = None
+    if agreements:
+        human = _rate([a for _, a in agreements], [prompt for prompt, _ in agreements], seed=seed)
+    return BiasReport(
+        position_bias=_rate([v.first_share - 0.5 for v in verdicts], prompts, seed=seed),
+        flip_rate=_rate([float(v.flipped) for v in verdicts], prompts, seed=seed),
+        tie_rate=float(np.mean([v.tie for v in verdicts])),
+        mean_entropy=float(np.mean(entropy_bits([v.probability_a for v in verdicts]))),
+        human_agreement=human,
+    )
+
+
+def _agreement(comparison: Comparison, verdict: Verdict) -> float:
+    """Return 1 if the judge prefers what people chose, 0 if the other, 0.5 for a tie."""
+    towards_a = float(np.sign(verdict.probability_a - 0.5))
+    return 0.5 + 0.5 * (towards_a if comparison.human_choice == "a" else -towards_a)
+
+
+def _rate(values: ArrayLike, prompts: Sequence[str], *, seed: int) -> RateRecord:
+    numbers = np.asarray(values, dtype=np.float64)
+    interval = bootstrap_interval(numbers, prompts, seed=seed)
+    return RateRecord(
+        value=float(numbers.mean()), interval=(interval.low, interval.high), n=len(numbers)
+    )

@@ -1,0 +1,1 @@
+"""Judges: what answers which of two responses is better on a principle."""
