@@ -1,0 +1,1 @@
+"""Several preference models that score together, over one shared trunk."""

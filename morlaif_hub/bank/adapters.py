@@ -1,0 +1,120 @@
+"""Checking a preference model's files before anything is loaded from them.
+
+PEFT alone is too forgiving for files from strangers: it falls back to pickles, fills a missing
+score head with random numbers, and only warns when layers are missing. Everything here is read
+from JSON and from the header of a safetensors file; no weight is touched.
+
+Source:
+    https://huggingface.co/docs/safetensors (the header), and PEFT's `load_peft_weights`, whose
+    fall-backs are what these checks close.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from morlaif_hub.errors import ArtifactError, BaseMismatchError, HeadError
+from morlaif_hub.hub.manifest import BaseIdentity
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """A checked adapter: its folder, its PEFT configuration and the shapes of its tensors."""
+
+    folder: Path
+    config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+
+
+def check_adapter(folder: Path, where: str) -> AdapterFiles:
+    """Return a LoRA preference model's files after checking that they are safe and complete.
+
+    Args:
+        folder: Holds `adapter_config.json` and `adapter_model.safetensors`.
+        where: The repo or folder, for errors.
+
+    Raises:
+        ArtifactError: If the weights are not safetensors, or the configuration is not that of a
+            plain LoRA sequence classifier.
+        HeadError: If there is not exactly one score head with one output.
+    """
+    config = _read_config(folder / ADAPTER_CONFIG, where)
+    weights = folder / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        others = sorted(p.name for p in folder.glob("*.bin"))
+        found = f"; {', '.join(others)} is a pickle and is never loaded" if others else ""
+        raise ArtifactError(f"{where}: no {ADAPTER_WEIGHTS}{found}")
+    _check_config(config, where)
+    with safe_open(weights, framework="pt") as tensors:
+        shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118 - not a dict
+    _check_head(shapes, where)
+    return AdapterFiles(folder, config, shapes)
+
+
+def check_base(declared: BaseIdentity, offered: BaseIdentity, where: str) -> None:
+    """Check that an adapter is put on the base that it was trained on.
+
+    Raises:
+        BaseMismatchError: If the weights differ; the message names both.
+    """
+    if declared.weights_sha256 != offered.weights_sha256:
+        raise BaseMismatchError(
+            f"{where}: made for the base {describe_base(declared)}, but put on "
+            f"{describe_base(offered)}; load it with its own base"
+        )
+
+
+def describe_base(base: BaseIdentity) -> str:
+    """Return a base's name and the start of its hash, for messages."""
+    name = base.repo_id or ("the embedded model" if base.source.startswith("gguf") else "a folder")
+    return f"{name} (weights {base.weights_sha256[:12]})"
+
+
+def _read_config(path: Path, where: str) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{where}: no {path.name}, so it is not a LoRA adapter") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{where}: {path.name} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{where}: {path.name} must be a JSON object")
+    return config
+
+
+def _check_config(config: dict[str, Any], where: str) -> None:
+    wanted = {"peft_type": "LORA", "task_type": "SEQ_CLS"}
+    for key, value in wanted.items():
+        if config.get(key) != value:
+            raise ArtifactError(
+                f"{where}: {ADAPTER_CONFIG} has {key} {config.get(key)!r}, but {value!r} is wanted"
+            )
+    for key in ("auto_mapping", "megatron_config"):
+        if config.get(key):
+            raise ArtifactError(
+                f"{where}: {ADAPTER_CONFIG} asks for code to be imported ({key}); refused"
+            )
+
+
+def _check_head(shapes: dict[str, tuple[int, ...]], where: str) -> None:
+    heads = {
+        key: shape
+        for key, shape in shapes.items()
+        if key.rsplit(".", 2)[-2:] in (["score", "weight"], ["classifier", "weight"])
+    }
+    if not heads:
+        raise HeadError(
+            f"{where}: {ADAPTER_WEIGHTS} has no score head, so its scores would be random; save "
+            "it with task_type SEQ_CLS, which keeps the head"
+        )
+    if len(heads) > 1:
+        raise HeadError(f"{where}: more than one score head: {', '.join(sorted(heads))}")
+    ((key, shape),) = heads.items()
+    if shape[0] != 1:
+        raise HeadError(f"{where}: the score head {key} has {shape[0]} outputs, 1 is wanted")

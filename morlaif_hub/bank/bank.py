@@ -1,0 +1,381 @@
+"""A bank: several preference models that score the same responses."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from morlaif_hub.bank.adapters import ADAPTER_CONFIG, AdapterFiles, check_adapter, check_base
+from morlaif_hub.bank.engine import Engine, load_classifier
+from morlaif_hub.bank.golden import golden_sequences
+from morlaif_hub.comparisons import Message
+from morlaif_hub.errors import (
+    ArtifactError,
+    BaseMismatchError,
+    ModelNotFoundError,
+    OptionError,
+    ScoreError,
+)
+from morlaif_hub.hub.artifact import open_artifact
+from morlaif_hub.hub.client import fetch
+from morlaif_hub.hub.manifest import (
+    MANIFEST_NAME,
+    BankManifest,
+    BaseIdentity,
+    Calibration,
+    InputFormat,
+    PreferenceModelManifest,
+    manifest_kind,
+    manifest_sha256,
+)
+from morlaif_hub.models.formats import encode_pair
+from morlaif_hub.models.language_model import (
+    Dtype,
+    ModelFolder,
+    known_base,
+    load_tokenizer,
+    model_folder,
+)
+
+PM_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "LICENSE*", "figures/*"]
+Sources = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One preference model of a bank, as found on this machine.
+
+    Attributes:
+        objective: Its column's name.
+        source: What the user called it.
+        path: Its folder.
+        repo_id: Its repository on the Hub; None for a local folder.
+        revision: Its commit there.
+        manifest: None for a plain reward model or adapter without one.
+    """
+
+    objective: str
+    source: str
+    path: Path
+    repo_id: str | None
+    revision: str | None
+    manifest: PreferenceModelManifest | None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Members that share one base in memory, their columns and how they read text."""
+
+    engine: Engine
+    tokenizer: Any
+    columns: tuple[int, ...]
+    formats: tuple[InputFormat, ...]
+
+
+class PMBank:
+    """Several preference models that score together.
+
+    Make one with `from_pretrained`. Scoring is thread-safe; calls wait for each other.
+
+    Example:
+        >>> from morlaif_hub import PMBank
+        >>> bank = PMBank.from_pretrained(["./morlaif/pms/conciseness"])  # doctest: +SKIP
+        >>> bank.score(["What is a haiku?"], ["A short Japanese poem."])  # doctest: +SKIP
+        tensor([[0.8120]])
+    """
+
+    def __init__(self, members: Sequence[Member], groups: Sequence[_Group]) -> None:
+        self.members = tuple(members)
+        self._groups = tuple(groups)
+        self._lock = threading.Lock()
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The names of the columns that `score` returns, in order."""
+        return tuple(member.objective for member in self.members)
+
+    @property
+    def high_scores(self) -> dict[str, str]:
+        """What a high score means in words, by objective."""
+        return {
+            member.objective: member.manifest.principle.high_score
+            if member.manifest
+            else f"A high score means what {member.source} was trained to prefer."
+            for member in self.members
+        }
+
+    @property
+    def calibrations(self) -> tuple[Calibration | None, ...]:
+        """The calibration of each column; None for a model without a manifest."""
+        return tuple(m.manifest.calibration if m.manifest else None for m in self.members)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        sources: Sources,
+        *,
+        base: str | Path | None = None,
+        dtype: Dtype = "float32",
+        device: str = "cpu",
+    ) -> "PMBank":
+        """Load preference models into one bank.
+
+        Preference models on the same base share one copy of it in memory.
+
+        Args:
+            sources: Folders (`./` or absolute) or repo ids (`repo@revision` to pin one), a
+                mapping from objective names to them, or one bank. A plain reward model or PEFT
+                adapter without a manifest needs the mapping, since nothing else names it.
+            base: A folder or repo id that stands in for the base; its weights are compared.
+            dtype: `float32` is exact; `bfloat16` is faster and differs by about 1 %.
+            device: Where to score.
+
+        Raises:
+            ArtifactError: If a preference model's files are unsafe, damaged or not what its
+                manifest says; nothing is skipped.
+            BaseMismatchError: If a base is not the one that a preference model was made for.
+            OptionError: If two preference models have one objective name.
+            ModelNotFoundError: If a base is not to be had.
+        """
+        members = _members(sources)
+        names = [member.objective for member in members]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise OptionError(
+                f"two preference models are named {', '.join(twice)}; give each a name of its "
+                "own: {'name': source, ...}"
+            )
+        grouped: dict[Path, list[int]] = {}
+        bases: dict[Path, ModelFolder | None] = {}
+        for column, member in enumerate(members):
+            found = _base_of(member, base)
+            key = member.path if found is None else found.path
+            bases[key] = found
+            grouped.setdefault(key, []).append(column)
+        groups = [
+            _load_group([members[c] for c in columns], columns, bases[key], dtype, device)
+            for key, columns in grouped.items()
+        ]
+        bank = cls(members, groups)
+        if dtype == "float32" and device == "cpu":
+            bank._check_golden()
+        return bank
+
+    def score(
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        responses: Sequence[str | Sequence[Message]],
+        *,
+        calibrated: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Return every preference model's score of every response.
+
+        A response's score does not depend on what else is in the batch.
+
+        Args:
+            prompts: Strings or message lists, one per response.
+            responses: Strings, or lists of one assistant message.
+            calibrated: Scores with mean 0 and standard deviation 1 on the reference set of each
+                preference model, comparable between them; False for raw logits.
+            progress: Told how many responses were just scored, once per group of one base.
+
+        Returns:
+            float32 on the CPU, shape (batch, objectives), columns in the order of `objectives`;
+            a higher score is better on its principle.
+
+        Raises:
+            OptionError: If prompts and responses differ in number.
+            ScoreError: If a score is NaN or infinite; the message names the objective.
+        """
+        if len(prompts) != len(responses):
+            raise OptionError(
+                f"prompts and responses must be as many; got {len(prompts)} and {len(responses)}"
+            )
+        texts = [_response_text(response) for response in responses]
+        scores = torch.empty(len(texts), len(self.members))
+        with self._lock:
+            for group in self._groups:
+                for input_format in dict.fromkeys(group.formats):
+                    sequences = [
+                        encode_pair(group.tokenizer, prompt, text, input_format)
+                        for prompt, text in zip(prompts, texts, strict=True)
+                    ]
+                    raw = group.engine.score(sequences, progress=progress)
+                    for i, column in enumerate(group.columns):
+                        if group.formats[i] == input_format:
+                            scores[:, column] = raw[:, i]
+        self._check_finite(scores)
+        return self._calibrate(scores) if calibrated else scores
+
+    def _calibrate(self, scores: Tensor) -> Tensor:
+        kept = [c or _IDENTITY for c in self.calibrations]
+        mean = torch.tensor([c.mean for c in kept])
+        std = torch.tensor([c.std for c in kept])
+        return (scores - mean) / std
+
+    def _check_finite(self, scores: Tensor) -> None:
+        bad = ~torch.isfinite(scores)
+        if bad.any():
+            row, column = bad.nonzero()[0].tolist()
+            raise ScoreError(
+                f"{self.objectives[column]} ({self.members[column].source}) scored response "
+                f"{row} as {scores[row, column].item()}; its weights are damaged or overflow"
+            )
+
+    def _check_golden(self) -> None:
+        prompts, responses = golden_sequences()
+        scores = self.score(prompts, responses, calibrated=False)
+        for column, member in enumerate(self.members):
+            if member.manifest is None:
+                continue
+            golden = member.manifest.golden
+            worst = (scores[:, column] - torch.tensor(golden.scores)).abs().max().item()
+            if worst > golden.tolerance:
+                raise ArtifactError(
+                    f"{member.source}: its golden scores are off by {worst:.4g}, allowed is "
+                    f"{golden.tolerance:.4g}; the files are not those that were published"
+                )
+
+
+_IDENTITY = Calibration(mean=0.0, std=1.0, temperature=1.0, n=0)
+
+
+def _members(sources: Sources) -> list[Member]:
+    if isinstance(sources, Mapping):
+        named: list[tuple[str | None, str | Path]] = list(sources.items())
+    elif isinstance(sources, str | Path):
+        named = [(None, sources)]
+    else:
+        named = [(None, source) for source in sources]
+    if not named:
+        raise OptionError("a bank needs at least one preference model, got none")
+    return [member for name, source in named for member in _found(name, source)]
+
+
+def _found(name: str | None, source: str | Path) -> list[Member]:
+    found = fetch(source, allow_patterns=PM_FILES)
+    if not (found.path / MANIFEST_NAME).is_file():
+        if name is None:
+            raise OptionError(
+                f"{source} has no {MANIFEST_NAME}, so its objective has no name; pass a mapping "
+                f"such as {{'helpfulness': {str(source)!r}}}"
+            )
+        return [Member(name, str(source), found.path, found.repo_id, found.revision, None)]
+    if name is None and manifest_kind(found.path) == "bank":
+        return _bank_members(found.path)
+    manifest = open_artifact(found.path, PreferenceModelManifest)
+    objective = name or manifest.principle.name
+    return [Member(objective, str(source), found.path, found.repo_id, found.revision, manifest)]
+
+
+def _bank_members(folder: Path) -> list[Member]:
+    members = []
+    for part in open_artifact(folder, BankManifest).objectives:
+        source: str | Path = part.repo_id
+        if part.repo_id.startswith("../"):  # in the same workspace
+            source = (folder / part.repo_id).resolve()
+        elif part.revision is not None:
+            source = f"{part.repo_id}@{part.revision}"
+        (member,) = _found(part.name, source)
+        if manifest_sha256(member.path) != part.sha256:
+            raise ArtifactError(
+                f"{folder}: {part.name} ({part.repo_id}) is not the preference model that this "
+                "bank was made of: its manifest differs"
+            )
+        members.append(member)
+    return members
+
+
+def _base_of(member: Member, stand_in: str | Path | None) -> ModelFolder | None:
+    """Return the base of an adapter, its weights compared; None for a full model."""
+    manifest = member.manifest
+    if manifest is None:
+        return _plain_base(member, stand_in)
+    if manifest.form != "lora":
+        return None
+    if stand_in is not None:
+        found = model_folder(stand_in)
+        check_base(manifest.base, found.base, member.source)
+        return found
+    return find_base(manifest.base, member.source)
+
+
+def find_base(declared: BaseIdentity, where: str) -> ModelFolder:
+    """Return the base with the declared weights, from this machine if it is there.
+
+    A model that was used here before and the embedded model stand in without a download; else the
+    declared repo is fetched.
+
+    Raises:
+        ModelNotFoundError: If the declared base has no repo and is not on this machine.
+        BaseMismatchError: If what was found has other weights.
+    """
+    if known := known_base(declared.weights_sha256):
+        return known
+    if declared.source.startswith("gguf:"):  # else the embedded model would be made for nothing
+        embedded = model_folder(None)
+        if embedded.base.weights_sha256 == declared.weights_sha256:
+            return embedded
+    if declared.repo_id is None:
+        raise ModelNotFoundError(
+            f"{where}: its base (weights {declared.weights_sha256[:12]}, source "
+            f"{declared.source}) has no repo id and is not on this machine; pass base="
+        )
+    pinned = declared.repo_id + (f"@{declared.revision}" if declared.revision else "")
+    found = model_folder(pinned)
+    check_base(declared, found.base, where)
+    return found
+
+
+def _plain_base(member: Member, stand_in: str | Path | None) -> ModelFolder | None:
+    if not (member.path / ADAPTER_CONFIG).is_file():
+        return None
+    if stand_in is not None:
+        return model_folder(stand_in)
+    config = check_adapter(member.path, member.source).config
+    name = config.get("base_model_name_or_path")
+    if not name:
+        raise BaseMismatchError(f"{member.source}: {ADAPTER_CONFIG} names no base; pass base=")
+    revision = config.get("revision")
+    return model_folder(f"{name}@{revision}" if revision else name)
+
+
+def _load_group(
+    members: Sequence[Member],
+    columns: Sequence[int],
+    base: ModelFolder | None,
+    dtype: Dtype,
+    device: str,
+) -> _Group:
+    path = members[0].path if base is None else base.path
+    adapters: dict[str, AdapterFiles] = {}
+    if base is not None:
+        adapters = {m.objective: check_adapter(m.path, m.source) for m in members}
+    tokenizer = load_tokenizer(path)
+    model = load_classifier(
+        path, dtype=getattr(torch, dtype), pad_token_id=tokenizer.pad_token_id
+    ).to(device)
+    engine = Engine(model, pad_token_id=tokenizer.pad_token_id, adapters=adapters)
+    formats = tuple(_input_format(m, model) for m in members)
+    return _Group(engine, tokenizer, tuple(columns), formats)
+
+
+def _input_format(member: Member, model: Any) -> InputFormat:
+    if member.manifest is not None:
+        return member.manifest.input_format
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
+    return InputFormat(kind="text", append_eos=False, max_length=context)
+
+
+def _response_text(response: str | Sequence[Message]) -> str:
+    if isinstance(response, str):
+        return response
+    if len(response) != 1:
+        raise OptionError(
+            f"a response must be a string or a list of one message, got {len(response)} messages"
+        )
+    return response[0]["content"]

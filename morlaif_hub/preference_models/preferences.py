@@ -1,0 +1,182 @@
+"""Labelled comparisons of one principle: what a preference model learns from."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from morlaif_hub.comparisons import Comparison, split_by_prompt
+from morlaif_hub.errors import TrainingError
+from morlaif_hub.feedback.dataset import FeedbackDataset
+from morlaif_hub.hub.manifest import DatasetReference, JudgeRecord
+from morlaif_hub.principles import Principle
+from morlaif_hub.statistics import log_odds
+
+Array = NDArray[np.float64]
+FEWEST_PAIRS = 20
+LARGEST_WEIGHT = 3.0  # times the mean, so that a few extreme verdicts do not decide alone
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Labelled comparisons of one principle.
+
+    Attributes:
+        principle: What the labels are about.
+        comparisons: The pairs.
+        probabilities: Probability that response A is better, shape (pairs,).
+        test: Which pairs are held out; all pairs of a prompt are on one side. Shape (pairs,).
+        dataset: Where the labels are kept, by hash.
+        judge: Who labelled; None for people.
+        license: SPDX id for what is made of them.
+    """
+
+    principle: Principle
+    comparisons: tuple[Comparison, ...]
+    probabilities: Array
+    test: NDArray[np.bool_]
+    dataset: DatasetReference
+    judge: JudgeRecord | None
+    license: str = "apache-2.0"
+
+    @cached_property
+    def held_out(self) -> "LabelledPairs":
+        """The test pairs, ties included."""
+        return self._rows(self.test)
+
+    @cached_property
+    def decided(self) -> "LabelledPairs":
+        """The training pairs that are no ties."""
+        return self._rows(~self.test & (self.probabilities != 0.5))
+
+    def check_enough(self) -> None:
+        """Check that there is something to learn from and to measure on.
+
+        Raises:
+            TrainingError: If there is not; the message says how many pairs there are.
+        """
+        if len(self.decided) < FEWEST_PAIRS or not len(self.held_out):
+            raise TrainingError(
+                f"{self.principle.name}: {len(self.decided)} training pairs that are no ties and "
+                f"{len(self.held_out)} held-out pairs; at least {FEWEST_PAIRS} and 1 are needed "
+                "(some hundred pairs of at least 24 prompts learn something)"
+            )
+
+    def _rows(self, chosen: NDArray[np.bool_]) -> "LabelledPairs":
+        return LabelledPairs(
+            tuple(c for c, kept in zip(self.comparisons, chosen, strict=True) if kept),
+            self.probabilities[chosen],
+        )
+
+
+@dataclass(frozen=True)
+class LabelledPairs:
+    """Pairs with the probability that response A is better, shape (pairs,)."""
+
+    comparisons: tuple[Comparison, ...]
+    probabilities: Array
+
+    def __len__(self) -> int:
+        return len(self.comparisons)
+
+    @property
+    def prompts(self) -> list[str]:
+        """The id of each pair's prompt."""
+        return [c.prompt_id for c in self.comparisons]
+
+    @property
+    def weights(self) -> Array:
+        """The size of each verdict in log-odds, relative to the mean and capped, shape (pairs,)."""
+        if not len(self):
+            return np.empty(0)
+        margins = np.abs(log_odds(self.probabilities))
+        weights: Array = np.minimum(margins / margins.mean(), LARGEST_WEIGHT)
+        return weights
+
+    def split(self, fraction: float, seed: int) -> tuple["LabelledPairs", "LabelledPairs"]:
+        """Return two parts with no prompt in common, the second with a fraction of the prompts."""
+        if fraction == 0:
+            return self, self._where(np.zeros(len(self), bool))
+        apart = split_by_prompt(self.prompts, test_fraction=fraction, seed=seed)
+        second = np.array([prompt in apart for prompt in self.prompts])
+        return self._where(~second), self._where(second)
+
+    def decided(self) -> "LabelledPairs":
+        """Return the pairs that are no ties."""
+        return self._where(self.probabilities != 0.5)
+
+    def _where(self, chosen: NDArray[np.bool_]) -> "LabelledPairs":
+        kept = tuple(c for c, wanted in zip(self.comparisons, chosen, strict=True) if wanted)
+        return LabelledPairs(kept, self.probabilities[chosen])
+
+
+def human_preferences(
+    principle: Principle,
+    comparisons: Iterable[Comparison],
+    *,
+    dataset: DatasetReference,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+) -> Preferences:
+    """Return people's choices as labelled comparisons, split by prompt.
+
+    The split that the comparisons come with is kept where all of them have one.
+
+    Raises:
+        TrainingError: If no comparison has a human choice.
+    """
+    labelled = tuple(c for c in comparisons if c.human_choice is not None)
+    if not labelled:
+        raise TrainingError(
+            "no pair has a human choice; give chosen/rejected pairs or a human_choice column"
+        )
+    if {c.split for c in labelled} == {"train", "test"}:
+        test = np.array([c.split == "test" for c in labelled])
+    else:
+        prompts = [c.prompt_id for c in labelled]
+        apart = split_by_prompt(prompts, test_fraction=test_fraction, seed=seed)
+        test = np.array([prompt in apart for prompt in prompts])
+    return Preferences(
+        principle=principle,
+        comparisons=labelled,
+        probabilities=np.array([float(c.human_choice == "a") for c in labelled]),
+        test=test,
+        dataset=dataset,
+        judge=None,
+    )
+
+
+def feedback_preferences(principle: Principle, feedback: FeedbackDataset) -> Preferences:
+    """Return a feedback dataset's verdicts as labelled comparisons, in its own split.
+
+    Args:
+        principle: Of the same name; brings the probes.
+        feedback: Its verdicts.
+
+    Raises:
+        TrainingError: If the dataset is about another principle, or was collected in one order
+            only, since its labels then contain the judge's position bias.
+    """
+    recorded = feedback.manifest.principle
+    if (recorded.name, recorded.sha256) != (principle.name, principle.sha256()):
+        raise TrainingError(
+            f"the feedback is about {recorded.name!r} ({recorded.criterion!r}), not about "
+            f"{principle.name!r} ({principle.criterion!r}); collect it again"
+        )
+    if feedback.manifest.orders != 2:
+        raise TrainingError(
+            f"the feedback on {principle.name!r} was collected in one order only, so the judge's "
+            "position bias is part of its labels; collect it in both orders"
+        )
+    train, test = feedback.splits
+    return Preferences(
+        principle=principle,
+        comparisons=tuple(item.comparison for item in (*train, *test)),
+        probabilities=np.array([item.verdict.probability_a for item in (*train, *test)]),
+        test=np.array([False] * len(train) + [True] * len(test)),
+        dataset=feedback.reference,
+        judge=feedback.manifest.judge,
+        license=feedback.manifest.license,
+    )

@@ -1,0 +1,347 @@
+"""The bank: exact scores from one shared trunk, and refusal of what is not what it says."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from morlaif_hub.bank.artifact import write_bank
+from morlaif_hub.bank.bank import PMBank
+from morlaif_hub.bank.golden import golden_sequences
+from morlaif_hub.errors import (
+    ArtifactError,
+    BaseMismatchError,
+    HeadError,
+    ModelNotFoundError,
+    OptionError,
+    ScoreError,
+)
+from morlaif_hub.hub.artifact import seal
+from morlaif_hub.hub.manifest import (
+    GoldenScores,
+    InputFormat,
+    PreferenceModelManifest,
+    read_manifest,
+)
+from morlaif_hub.models.formats import encode_pair
+from morlaif_hub.models.language_model import load_tokenizer, model_folder
+from morlaif_hub.principles import load_constitution
+from tests.manifests import preference_model_manifest
+from tests.tiny import Kind, save_tiny
+
+PROMPTS = ["What is it?", "Tell me of the sea.", "And you?", "What is it?"]
+RESPONSES = ["A tree.", "The sea is wide and deep and cold and blue.", "", "A tree."]
+CHAT = InputFormat(kind="chat", append_eos=False, max_length=128)
+
+
+def make_pm(
+    folder: Path, base: Path, name: str, *, layers: list[int] | None = None, seed: int = 0
+) -> Path:
+    """Write a preference model with random LoRA weights and its true golden scores."""
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=2,
+        layers_to_transform=layers,
+        init_lora_weights=False,
+        fan_in_fan_out=model.config.model_type == "gpt2",
+    )
+    adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = None
+    adapted.save_pretrained(folder)
+    prompts, responses = golden_sequences()
+    manifest = replace(
+        preference_model_manifest(),
+        form="lora",
+        principle=load_constitution().get(name).record(),
+        base=model_folder(base).base,
+        input_format=CHAT,
+        files=(),
+    )
+    scores = [_alone(adapted, base, p, r) for p, r in zip(prompts, responses, strict=True)]
+    golden = GoldenScores(scores=tuple(scores), tolerance=1e-3)
+    seal(folder, replace(manifest, golden=golden))
+    return folder
+
+
+@torch.no_grad()
+def _alone(model: Any, base: Path, prompt: Any, response: str) -> float:
+    """Score one text by the plain model, without padding: what the bank has to equal."""
+    tokenizer = load_tokenizer(base)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    ids = torch.tensor([encode_pair(tokenizer, prompt, response, CHAT)])
+    return float(model.eval()(input_ids=ids).logits[0, 0])
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    kind: Kind = request.param
+    return save_tiny(tmp_path_factory.mktemp("base"), kind, layers=4)
+
+
+@pytest.fixture(scope="module")
+def pms(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pms")
+    return [
+        make_pm(folder / "toxicity", base, "toxicity", layers=[3], seed=1),
+        make_pm(folder / "empathy", base, "empathy", layers=[2, 3], seed=2),
+        make_pm(folder / "detail", base, "detail", layers=None, seed=3),
+    ]
+
+
+def test_scores_equal_each_model_alone_without_padding(base: Path, pms: list[Path]) -> None:
+    from peft import PeftModel
+
+    bank = PMBank.from_pretrained(pms, base=base)
+    assert bank.objectives == ("toxicity", "empathy", "detail")
+    scores = bank.score(PROMPTS, RESPONSES, calibrated=False)
+    assert scores.shape == (4, 3)
+    assert scores.dtype == torch.float32
+    for column, folder in enumerate(pms):
+        plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+        model = PeftModel.from_pretrained(plain, folder)
+        expected = [_alone(model, base, p, r) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+        torch.testing.assert_close(scores[:, column], torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+def test_the_trunk_below_the_first_adapter_runs_once(base: Path, pms: list[Path]) -> None:
+    from morlaif_hub.bank.trunk import layer_list
+
+    bank = PMBank.from_pretrained(pms[:2], base=base)  # adapters from layer 2 on
+    layers = layer_list(bank._groups[0].engine.model)
+    calls = [0] * len(layers)
+
+    def count(index: int) -> Callable[..., None]:
+        def hook(*_args: object) -> None:
+            calls[index] += 1
+
+        return hook
+
+    forwards = [layer.register_forward_hook(count(i)) for i, layer in enumerate(layers)]
+    originals = [type(layer).forward for layer in layers]
+    bank.score(PROMPTS, RESPONSES)
+    for hook in forwards:
+        hook.remove()
+    assert all("forward" not in vars(layer) for layer in layers)  # everything is put back
+    assert [type(layer).forward for layer in layers] == originals
+    # Skipped layers are still called, as identities; the upper ones once per preference model.
+    assert calls[3] == 2
+
+
+def test_a_score_does_not_depend_on_its_batch(base: Path, pms: list[Path]) -> None:
+    bank = PMBank.from_pretrained(pms, base=base)
+    together = bank.score(PROMPTS, RESPONSES)
+    for i, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+        torch.testing.assert_close(
+            bank.score([prompt], [response])[0], together[i], atol=1e-4, rtol=0
+        )
+
+
+def test_strings_and_messages_score_the_same(base: Path, pms: list[Path]) -> None:
+    bank = PMBank.from_pretrained(pms[:1], base=base)
+    messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    answers = [[{"role": "assistant", "content": response}] for response in RESPONSES]
+    assert torch.equal(bank.score(PROMPTS, RESPONSES), bank.score(messages, answers))
+
+
+def test_calibration_shifts_and_scales_each_column(base: Path, pms: list[Path]) -> None:
+    bank = PMBank.from_pretrained(pms, base=base)
+    raw = bank.score(PROMPTS, RESPONSES, calibrated=False)
+    calibrated = bank.score(PROMPTS, RESPONSES)
+    for column, calibration in enumerate(bank.calibrations):
+        expected = (raw[:, column] - calibration.mean) / calibration.std
+        torch.testing.assert_close(calibrated[:, column], expected)
+
+
+def test_an_empty_batch_has_the_banks_columns(base: Path, pms: list[Path]) -> None:
+    assert PMBank.from_pretrained(pms, base=base).score([], []).shape == (0, 3)
+
+
+def test_bases_of_different_kinds_share_a_bank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases = {
+        "toxicity": save_tiny(tmp_path / "a", "llama", seed=5),
+        "detail": save_tiny(tmp_path / "b", "gpt2"),
+    }
+    folders = [make_pm(tmp_path / n, b, n, layers=[1]) for n, b in bases.items()]
+    alone = [
+        PMBank.from_pretrained([f], base=b).score(PROMPTS, RESPONSES)
+        for f, b in zip(folders, bases.values(), strict=True)
+    ]
+    by_hash = {model_folder(b).base.weights_sha256: model_folder(b) for b in bases.values()}
+    monkeypatch.setattr(
+        "morlaif_hub.bank.bank.find_base", lambda declared, _where: by_hash[declared.weights_sha256]
+    )
+    together = PMBank.from_pretrained(folders).score(PROMPTS, RESPONSES)
+    torch.testing.assert_close(together, torch.cat(alone, dim=1), atol=1e-5, rtol=0)
+
+
+def test_a_bank_artifact_loads_the_same_members(
+    base: Path, pms: list[Path], tmp_path: Path
+) -> None:
+    root = tmp_path / "workspace"
+    moved = [Path(shutil.copytree(pm, root / "pms" / pm.name)) for pm in pms]
+    bank = PMBank.from_pretrained(moved, base=base)
+    scores = bank.score(PROMPTS, RESPONSES)
+    weights = dict.fromkeys(bank.objectives, 1 / 3)
+    write_bank(bank, root / "bank", scores=scores, weights=weights)
+    again = PMBank.from_pretrained(Path(shutil.move(root, tmp_path / "moved")) / "bank", base=base)
+    assert again.objectives == bank.objectives
+    assert torch.equal(again.score(PROMPTS, RESPONSES), scores)
+    other = tmp_path / "moved/pms/toxicity"
+    manifest = read_manifest(other, PreferenceModelManifest)
+    seal(other, replace(manifest, license="mit"))
+    with pytest.raises(ArtifactError, match=r"toxicity.*is not the preference model"):
+        PMBank.from_pretrained(tmp_path / "moved/bank", base=base)
+
+
+def test_a_plain_adapter_takes_its_name_from_a_mapping(
+    base: Path, pms: list[Path], tmp_path: Path
+) -> None:
+    plain = Path(shutil.copytree(pms[0], tmp_path / "plain"))
+    (plain / "morlaif.json").unlink()
+    with pytest.raises(OptionError, match="pass a mapping"):
+        PMBank.from_pretrained([plain], base=base)
+    bank = PMBank.from_pretrained({"mine": plain, "ours": pms[1]}, base=base)
+    assert bank.objectives == ("mine", "ours")
+    assert bank.score(["Is it"], [" so?"]).shape == (1, 2)
+
+
+def test_a_full_reward_model_fills_a_slot(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).eval()
+    model.save_pretrained(tmp_path / "full")
+    tokenizer = load_tokenizer(base)
+    tokenizer.save_pretrained(tmp_path / "full")
+    bank = PMBank.from_pretrained({"helpful": tmp_path / "full"})
+    ids = torch.tensor([tokenizer("Is it so?", add_special_tokens=False)["input_ids"]])
+    expected = model(input_ids=ids).logits[0, 0]
+    torch.testing.assert_close(bank.score(["Is it"], [" so?"])[0, 0], expected, atol=1e-4, rtol=0)
+
+
+def test_one_base_in_memory_whatever_the_number_of_adapters(base: Path, pms: list[Path]) -> None:
+    bank = PMBank.from_pretrained(pms, base=base)
+    assert len(bank._groups) == 1
+
+
+@pytest.fixture
+def pm(pms: list[Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pms[0], tmp_path / "pm"))
+
+
+def _reseal(folder: Path, **changes: object) -> None:
+    seal(folder, replace(read_manifest(folder, PreferenceModelManifest), **changes))
+
+
+def test_an_adapter_without_a_head_is_refused(base: Path, pm: Path) -> None:
+    weights = load_file(pm / "adapter_model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if "score" not in k}, pm / "adapter_model.safetensors"
+    )
+    _reseal(pm)
+    with pytest.raises(HeadError, match="no score head"):
+        PMBank.from_pretrained(pm, base=base)
+
+
+def test_a_head_with_two_outputs_is_refused(base: Path, pm: Path) -> None:
+    weights = load_file(pm / "adapter_model.safetensors")
+    head = next(k for k in weights if k.endswith("score.weight"))
+    weights[head] = torch.cat([weights[head]] * 2)
+    save_file(weights, pm / "adapter_model.safetensors")
+    _reseal(pm)
+    with pytest.raises(HeadError, match="has 2 outputs"):
+        PMBank.from_pretrained(pm, base=base)
+
+
+def test_another_base_than_the_declared_one_is_refused(pm: Path, tmp_path: Path) -> None:
+    other = save_tiny(tmp_path / "other", layers=4, seed=9)
+    with pytest.raises(BaseMismatchError, match=r"made for the base.*but put on"):
+        PMBank.from_pretrained(pm, base=other)
+
+
+def test_a_shallower_base_is_refused_even_without_a_manifest(pm: Path, tmp_path: Path) -> None:
+    (pm / "morlaif.json").unlink()
+    kind = (
+        "gpt2" if "c_attn" in str(load_file(pm / "adapter_model.safetensors").keys()) else "llama"
+    )
+    shallow = save_tiny(tmp_path / "shallow", kind, layers=2)
+    with pytest.raises(BaseMismatchError, match="does not fit its base"):
+        PMBank.from_pretrained({"toxicity": pm}, base=shallow)
+
+
+def test_a_flipped_byte_is_refused(base: Path, pm: Path) -> None:
+    path = pm / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors.*SHA-256"):
+        PMBank.from_pretrained(pm, base=base)
+
+
+def test_golden_scores_that_do_not_match_are_refused(base: Path, pm: Path) -> None:
+    manifest = read_manifest(pm, PreferenceModelManifest)
+    shifted = tuple(score + 1.0 for score in manifest.golden.scores)
+    _reseal(pm, golden=replace(manifest.golden, scores=shifted))
+    with pytest.raises(ArtifactError, match="golden scores are off by 1"):
+        PMBank.from_pretrained(pm, base=base)
+
+
+def test_an_adapter_that_asks_for_code_is_refused(base: Path, pm: Path) -> None:
+    path = pm / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"auto_mapping": {"parent_library": "os"}}))
+    _reseal(pm)
+    with pytest.raises(ArtifactError, match="asks for code"):
+        PMBank.from_pretrained(pm, base=base)
+
+
+def test_a_pickle_is_refused(base: Path, pm: Path) -> None:
+    (pm / "adapter_model.safetensors").rename(pm / "adapter_model.bin")
+    (pm / "morlaif.json").unlink()
+    with pytest.raises(ArtifactError, match="pickle"):
+        PMBank.from_pretrained({"toxicity": pm}, base=base)
+
+
+def test_scores_that_are_not_finite_name_the_objective(base: Path, pm: Path) -> None:
+    weights = load_file(pm / "adapter_model.safetensors")
+    head = next(k for k in weights if k.endswith("score.weight"))
+    weights[head][0, 0] = float("nan")
+    save_file(weights, pm / "adapter_model.safetensors")
+    _reseal(pm)
+    with pytest.raises(ScoreError, match=r"toxicity.*nan"):
+        PMBank.from_pretrained(pm, base=base)
+
+
+def test_two_objectives_of_one_name_are_refused(base: Path, pms: list[Path]) -> None:
+    with pytest.raises(OptionError, match="named toxicity"):
+        PMBank.from_pretrained([pms[0], pms[0]], base=base)
+
+
+def test_a_base_that_was_used_here_before_is_found_again(pms: list[Path], base: Path) -> None:
+    model_folder(base)
+    assert PMBank.from_pretrained(pms).objectives == ("toxicity", "empathy", "detail")
+
+
+def test_a_base_that_is_not_to_be_had_says_what_to_pass(
+    pms: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MORLAIF_CACHE", str(tmp_path))  # nothing was used there before
+    with pytest.raises(ModelNotFoundError, match="pass base="):
+        PMBank.from_pretrained(pms)
+
+
+def test_prompts_and_responses_must_be_as_many(base: Path, pms: list[Path]) -> None:
+    bank = PMBank.from_pretrained(pms[:1], base=base)
+    with pytest.raises(OptionError, match="2 and 1"):
+        bank.score(["a", "b"], ["c"])
