@@ -1,0 +1,1 @@
+"""Aligning a policy against a bank, and the artifact that comes of it."""

@@ -1,0 +1,149 @@
+"""What a policy does on held-out prompts: rewards, divergence from its reference, length."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from morlaif_hub.comparisons import Message
+from morlaif_hub.hub.manifest import PolicyCheckpoint
+from morlaif_hub.models.formats import encode, prompt_text
+from morlaif_hub.models.generation import SamplingSettings, sample_responses
+from morlaif_hub.models.language_model import LanguageModel
+from morlaif_hub.rewards import Scorer
+from morlaif_hub.statistics import Interval, bootstrap_interval
+
+Array = NDArray[np.float64]
+Combine = Callable[[Tensor], Tensor]
+ROWS = 16
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One row per response to a held-out prompt.
+
+    Attributes:
+        scores: Calibrated, shape (responses, objectives).
+        rewards: Scalarized, shape (responses,).
+        prompts: Index of each response's prompt, shape (responses,).
+        words: Length of each response, shape (responses,).
+        finished: Whether it ended by itself, shape (responses,).
+        kl: Mean per token to the reference policy, in nats, >= 0.
+        texts: The responses.
+    """
+
+    scores: Array
+    rewards: Array
+    prompts: NDArray[np.intp]
+    words: Array
+    finished: Array
+    kl: float
+    texts: tuple[str, ...]
+
+    def checkpoint(self, step: int, objectives: Sequence[str]) -> PolicyCheckpoint:
+        """Return the means, as a manifest keeps them."""
+        means = self.scores.mean(axis=0).tolist()
+        return PolicyCheckpoint(
+            step=step,
+            reward=float(self.rewards.mean()),
+            objectives=dict(zip(objectives, means, strict=True)),
+            kl=self.kl,
+            words=float(self.words.mean()),
+            finished=float(self.finished.mean()),
+        )
+
+    def change_from(self, before: "HeldOut") -> Interval:
+        """Return the 95 % interval of the change in reward since `before`, over prompts."""
+        shared = np.intersect1d(self.prompts, before.prompts)
+        change = [
+            self.rewards[self.prompts == i].mean() - before.rewards[before.prompts == i].mean()
+            for i in shared
+        ]
+        return bootstrap_interval(change, shared.tolist())
+
+
+def measure(
+    policy: LanguageModel,
+    prompts: Sequence[Sequence[Message]],
+    *,
+    bank: Scorer,
+    combine: Combine,
+    sampling: SamplingSettings,
+    reference: Callable[[], AbstractContextManager[Any]] | None = None,
+) -> HeldOut:
+    """Sample responses to held-out prompts and measure them.
+
+    Args:
+        policy: What answers.
+        prompts: Message lists that training did not see.
+        bank: Scores the responses.
+        combine: From `bind_scalarizer`.
+        sampling: The same for every policy that is to be compared.
+        reference: A context in which the policy's model is the reference; None for the
+            reference itself, whose KL is 0.
+    """
+    sampled = sample_responses(policy, prompts, sampling)
+    flat = [(i, response) for i, found in enumerate(sampled) for response in found]
+    texts = [response.text for _, response in flat]
+    scores = bank.score([list(prompts[i]) for i, _ in flat], texts)
+    pairs = [(prompts[i], response.text) for i, response in flat]
+    return HeldOut(
+        scores=scores.double().numpy(),
+        rewards=combine(scores).double().numpy(),
+        prompts=np.array([i for i, _ in flat]),
+        words=np.array([float(len(text.split())) for text in texts]),
+        finished=np.array([float(response.finished) for _, response in flat]),
+        kl=0.0 if reference is None else mean_kl(policy, pairs, reference),
+        texts=tuple(texts),
+    )
+
+
+@torch.no_grad()
+def mean_kl(
+    policy: LanguageModel,
+    pairs: Sequence[tuple[Sequence[Message], str]],
+    reference: Callable[[], AbstractContextManager[Any]],
+) -> float:
+    """Return the mean, over response tokens, of KL(policy || reference), in nats.
+
+    At every token the divergence is summed over the whole vocabulary rather than estimated from
+    the sampled token, which is exact there and never negative.
+    """
+    total = tokens = 0.0
+    for start in range(0, len(pairs), ROWS):
+        ids, mask, predicts = _batch(policy, pairs[start : start + ROWS])
+        current = _log_probabilities(policy.model, ids, mask, predicts)
+        with reference():
+            before = _log_probabilities(policy.model, ids, mask, predicts)
+        total += float((current.exp() * (current - before)).sum())
+        tokens += len(current)
+    return total / tokens if tokens else 0.0
+
+
+def _log_probabilities(model: Any, ids: Tensor, mask: Tensor, predicts: Tensor) -> Tensor:
+    logits = model(input_ids=ids, attention_mask=mask).logits[predicts]
+    return torch.log_softmax(logits.float(), dim=-1)
+
+
+def _batch(
+    policy: LanguageModel, pairs: Sequence[tuple[Sequence[Message], str]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids, mask and which positions predict a token of a response."""
+    rows, predicts = [], []
+    for prompt, response in pairs:
+        text = prompt_text(policy.tokenizer, prompt)
+        before = len(encode(policy.tokenizer, text))
+        row = torch.tensor(encode(policy.tokenizer, text + response))
+        places = torch.arange(len(row))
+        rows.append(row)
+        predicts.append((places >= before - 1) & (places < len(row) - 1))
+    device = policy.model.device
+    ids = pad_sequence(rows, batch_first=True).to(device)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
+    return ids, mask, pad_sequence(predicts, batch_first=True).to(device)
