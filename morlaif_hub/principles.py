@@ -165,6 +165,7 @@ def read_constitution(path: Path) -> Constitution:
     return Constitution(name=table["name"], principles=together)
 
 
+_TYPE_NAMES: dict[type, str] = {str: "a string", list: "a list", dict: "a table"}
 _SET_KEYS: dict[str, type] = {"principles": list, "include": dict}
 _PRINCIPLE_KEYS: dict[str, type] = {
     "name": str,
@@ -184,8 +185,11 @@ def _rows(table: dict[str, Any], path: Path) -> list[dict[str, Any]]:
 
 def _included(include: dict[str, Any], where: str) -> list[Principle]:
     _check_keys(include, f"{where}: include", required={"from": str, "principles": list})
-    source = load_constitution(include["from"])
-    return [source.get(str(name)) for name in include["principles"]]
+    try:  # a name only, never a file: a set cannot include itself
+        source = read_constitution(Path(CONSTITUTIONS.get(include["from"])))
+        return [source.get(str(name)) for name in include["principles"]]
+    except UnknownNameError as error:
+        raise DataError(f"{where}: include: {error}") from error
 
 
 def _principle(row: dict[str, Any], where: str) -> Principle:
@@ -226,8 +230,7 @@ def _check_keys(
         if key not in known:
             raise DataError(f"{where}: unknown key {key!r}; known: {', '.join(known)}")
         if not isinstance(value, known[key]):
-            wanted = {str: "a string", list: "a list", dict: "a table"}[known[key]]
-            raise DataError(f"{where}: {key} must be {wanted}, got {value!r}")
+            raise DataError(f"{where}: {key} must be {_TYPE_NAMES[known[key]]}, got {value!r}")
         if isinstance(value, str) and not value.strip():
             raise DataError(f"{where}: {key} must not be empty")
 
