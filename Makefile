@@ -10,7 +10,7 @@ PYTEST_OPTIONS ?=
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: help setup quickstart test test-slow lint types clean
+.PHONY: help setup quickstart test test-slow lint types docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -41,6 +41,9 @@ lint: $(INSTALLED) ## check style, formatting and the Dockerfile
 
 types: $(INSTALLED) ## check types
 	"$(BIN)/mypy"
+
+docs: $(INSTALLED) ## write docs/cli.md from the commands' --help
+	@"$(BIN)/python" docs/generate_cli.py
 
 clean: ## remove what set-up, builds and tools left here; never a workspace
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

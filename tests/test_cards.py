@@ -498,7 +498,8 @@ def test_a_policy_says_when_no_change_is_shown(interval: tuple[float, float], sh
 
 
 @pytest.mark.parametrize(
-    ("form", "kind", "append_eos"), [("lora", "chat", False), ("full", "text", True)]
+    ("form", "kind", "append_eos"),
+    [("lora", "chat", True), ("lora", "chat", False), ("full", "text", True)],
 )
 def test_the_code_of_a_card_gives_the_score_that_a_bank_gives(
     form: Any, kind: Any, append_eos: bool, tmp_path: Path

@@ -400,11 +400,12 @@ class TestLikelihoodJudge:
         (verdict,) = judge.verdicts([Question(PAIRS[0], indifferent)])
         assert verdict.tie
 
-    def test_the_description_follows_the_prompts_own_system_message(self) -> None:
+    def test_the_description_replaces_the_prompts_own_system_message(self) -> None:
         tokenizer = tiny_tokenizer()
         text = context_text(tokenizer, PAIRS[3].prompt, "The reply is kind.")
         assert text.count("<|im_start|>system") == 1
-        assert text.index("Be odd.\n\n") < text.index("The reply is kind.") < text.index("Hello")
+        assert "Be odd." not in text
+        assert text.index("The reply is kind.") < text.index("Hello")
         assert text.endswith("<|im_start|>assistant\n")
 
     def test_a_template_without_system_messages_is_refused(self) -> None:
@@ -421,7 +422,7 @@ class TestLikelihoodJudge:
         tokenizer.chat_template = None
         system = likelihood.SYSTEM.fill({"description": "The reply is kind."})
         text = context_text(tokenizer, PAIRS[3].prompt, "The reply is kind.")
-        assert text == f"Be odd.\n\n{system}\nHello\n"
+        assert text == f"{system}\nHello\n"
 
 
 @pytest.mark.parametrize("kind", [LocalJudge, LikelihoodJudge])

@@ -21,7 +21,7 @@ from morlaif_hub.models.likelihood import (
 from tests.tiny import save_tiny, tiny_tokenizer
 
 PROMPT = ({"role": "user", "content": "What is it?"},)
-CHAT = InputFormat(kind="chat", append_eos=False, max_length=64)
+CHAT = InputFormat(kind="chat", append_eos=True, max_length=64)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -138,6 +138,13 @@ def test_chat_format_is_the_tokenizers_own_template() -> None:
     expected = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
     assert encode_pair(tokenizer, PROMPT, "A tree.", CHAT) == expected
     assert encode_pair(tokenizer, "What is it?", "A tree.", CHAT) == expected
+
+
+def test_an_open_response_ends_with_its_own_last_token() -> None:
+    tokenizer = tiny_tokenizer()
+    left_open = InputFormat(kind="chat", append_eos=False, max_length=64)
+    text = tokenizer.decode(encode_pair(tokenizer, PROMPT, "A tree.", left_open))
+    assert text == prompt_text(tokenizer, PROMPT) + "A tree."
 
 
 def test_text_format_joins_strings_as_they_are_and_cuts_on_the_left() -> None:

@@ -19,6 +19,7 @@ from morlaif_hub.hub.manifest import (
     WeightRecord,
     manifest_sha256,
 )
+from morlaif_hub.statistics import correlation
 
 
 def objective_records(bank: PMBank, *, beside: Path) -> tuple[ObjectiveRecord, ...]:
@@ -48,7 +49,8 @@ def write_bank(
         scalarizer: A name in `SCALARIZERS`.
     """
     names = bank.objectives
-    matrix = np.atleast_2d(np.corrcoef(np.asarray(scores, float), rowvar=False))
+    columns = np.asarray(scores, float).T
+    matrix = np.array([[correlation(a, b) or 0.0 for a in columns] for b in columns])
     with stage(folder) as staging:
         (staging / "figures").mkdir()
         figure = correlation_matrix(names, matrix)

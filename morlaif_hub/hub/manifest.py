@@ -184,7 +184,9 @@ class InputFormat:
 
     Attributes:
         kind: `chat` for the tokenizer's chat template, `text` for prompt and response joined.
-        append_eos: Whether the end-of-sequence token is appended.
+        append_eos: Whether the response is closed: in a chat by the template's own end of turn,
+            as TRL's trainers do, in plain text by the end-of-sequence token. Left open, the score
+            is read at the response's last token.
         max_length: In tokens; longer inputs are cut on the left.
     """
 

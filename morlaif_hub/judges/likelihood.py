@@ -137,15 +137,13 @@ class LikelihoodJudge:
 def context_text(tokenizer: Any, prompt: Prompt, description: str) -> str:
     """Return what comes before a response: a system message with its description, and the prompt.
 
-    The description follows a system message of the prompt's own, in the same message: on probes
-    the embedded model heeds it better there than before it.
+    It takes the place of a system message of the prompt's own, which may ask for the opposite.
 
     Raises:
         OptionError: If the chat template takes no system message.
     """
-    turns, system = list(prompt), SYSTEM.fill({"description": description})
-    if turns[0]["role"] == "system":
-        system = f"{turns.pop(0)['content']}\n\n{system}"
+    turns = [message for message in prompt if message["role"] != "system"]
+    system = SYSTEM.fill({"description": description})
     try:
         text = prompt_text(tokenizer, [{"role": "system", "content": system}, *turns])
     except TemplateError as error:

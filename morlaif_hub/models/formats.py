@@ -52,19 +52,23 @@ def encode_pair(
     are joined as they are; messages go through the chat template where there is one. Both are
     tokenised together. What exceeds `max_length` is cut on the left, so that the response stays.
     """
+    text = _pair_text(tokenizer, prompt, response, input_format)
+    return encode(tokenizer, text)[-input_format.max_length :]
+
+
+def _pair_text(
+    tokenizer: Any, prompt: str | Sequence[Message], response: str, input_format: InputFormat
+) -> str:
+    end = tokenizer.eos_token if input_format.append_eos else ""
     if input_format.kind == "text" and isinstance(prompt, str):
-        text = prompt + response
-    else:
-        messages = prompt_messages(prompt)
-        turn = {"role": "assistant", "content": response}
-        if input_format.kind == "chat" or getattr(tokenizer, "chat_template", None):
-            text = chat_text(tokenizer, [*messages, turn], generation_prompt=False)
-        else:
-            text = plain_text(messages) + response
-    ids = encode(tokenizer, text)
+        return prompt + response + end
+    messages = list(prompt_messages(prompt))
+    if input_format.kind == "text" and not getattr(tokenizer, "chat_template", None):
+        return plain_text(messages) + response + end
     if input_format.append_eos:
-        ids.append(tokenizer.eos_token_id)
-    return ids[-input_format.max_length :]
+        turn = {"role": "assistant", "content": response}
+        return chat_text(tokenizer, [*messages, turn], generation_prompt=False)
+    return chat_text(tokenizer, messages, generation_prompt=True) + response
 
 
 class Encoder:

@@ -83,6 +83,16 @@ class PolicySettings:
         if self.max_kl is not None and not self.max_kl > 0:
             raise OptionError(f"max_kl must be greater than 0, got {self.max_kl}")
 
+    @property
+    def sampling(self) -> SamplingSettings:
+        """How responses to held-out prompts are sampled, at every check alike."""
+        return SamplingSettings(
+            responses=2,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -154,12 +164,6 @@ def train_policy(
         policy = LanguageModel(
             trainer.model.get_base_model(), trainer.processing_class, base.base, base.name
         )
-        sampling = SamplingSettings(
-            responses=2,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            seed=settings.seed,
-        )
 
         def look() -> HeldOut:
             trainer.model.eval()
@@ -168,7 +172,7 @@ def train_policy(
                 held_out,
                 bank=objective.bank,
                 combine=combine,
-                sampling=sampling,
+                sampling=settings.sampling,
                 reference=trainer.model.disable_adapter,
             )
 

@@ -45,6 +45,8 @@ class TrainSettings:
     Attributes:
         lora: Layers, rank, learning rate and so on.
         max_length: In tokens; longer texts are cut on the left.
+        append_eos: Whether responses are closed, as TRL's trainers do it; see `InputFormat`.
+            Left open suits responses that were cut off at a token limit.
         validation_fraction: Share of the training prompts that decides whether the trained
             adapter or its start is kept.
         seed: Of splits, initial weights and the order of the pairs.
@@ -53,6 +55,7 @@ class TrainSettings:
 
     lora: LoraSettings = field(default_factory=LoraSettings)
     max_length: int = 1024
+    append_eos: bool = True
     validation_fraction: float = 0.2
     seed: int = 0
     dtype: Dtype = "bfloat16"
@@ -95,7 +98,8 @@ def train_preference_models(
     tokenizer = load_tokenizer(base.path)
     kind: Literal["chat", "text"] = "chat" if tokenizer.chat_template else "text"
     encoder = Encoder(
-        tokenizer, InputFormat(kind=kind, append_eos=False, max_length=settings.max_length)
+        tokenizer,
+        InputFormat(kind=kind, append_eos=settings.append_eos, max_length=settings.max_length),
     )
     with ExitStack() as staged:
         staging = [staged.enter_context(stage(folder)) for folder in folders]

@@ -1,0 +1,165 @@
+"""Write docs/cli.md: the `--help` of every command, and what its `--json` prints.
+
+Run it with `make docs`. tests/test_docs.py checks that the file is current, and tests/test_cli.py
+that commands print the keys that are described here.
+"""
+
+from pathlib import Path
+
+import click
+
+from morlaif_hub.cli import cli
+
+PATH = Path(__file__).with_name("cli.md")
+WIDTH = 96
+
+INTRODUCTION = """\
+# The command line
+
+*Written by `make docs`; change the commands' help texts instead.*
+
+Every command takes `--workspace FOLDER` (or `MORLAIF_WORKSPACE`; by default `./morlaif`) and
+`--json`. Results go to stdout; progress and hints go to stderr: bars on a terminal, elsewhere a
+line for each stage. The exit code is 0 when the work is done, 1 after an error that the one line
+on stderr explains, 2 for wrong usage, and 130 after Ctrl-C. Work that was finished is kept.
+
+The order is that of a project:
+```
+{chain}
+```
+"""
+
+CHAIN = (
+    "morlaif-hub sample-pairs",
+    "morlaif-hub validate-judge likelihood: conciseness detail",
+    "morlaif-hub collect-feedback conciseness detail --judge likelihood:",
+    "morlaif-hub train-pm conciseness detail",
+    "morlaif-hub steer --prompt 'How do I boil an egg?' --weights conciseness=1,detail=0",
+    "morlaif-hub train-policy --weights conciseness=0.5,detail=0.5 --max-kl 0.2",
+    "morlaif-hub demo",
+)
+
+_OBJECTIVES = "what a high score of each objective means, in words"
+_VALIDATION = "`fit`, `unproven`, `wrong way` or null (not validated), by objective"
+
+JSON = {
+    "quickstart": {
+        "seconds": "duration of each stage and in `total`, without the one-off conversion",
+        "principles": "by name: `pairs`, `judge_position_bias` (P(shown first preferred) - 0.5), "
+        "`judge_flip_rate`, `pm_accuracy` on held-out pairs with `pm_accuracy_interval`, "
+        "`length_baseline` (accuracy of a rule that sees length alone) and `validation`",
+        "letter_judge": "`position_bias` and `flip_rate` of the same model asked for a letter",
+        "steering": "by principle: `random` and `chosen`, the share of a prompt's other responses "
+        "that the judge finds worse, for any response and for the one that the preference model "
+        "chose, with `difference_interval`; `words_random` and `words_chosen`",
+        "policy": "as `train-policy` prints it",
+        "details": "what the report in reports/quickstart.html shows beside; `findings` says in "
+        "sentences what is there and what is not",
+    },
+    "principles": {
+        "constitution": "the set's name",
+        "principles": "each with `name`, `criterion`, `opposite`, `high_score` (what a high score "
+        "means), `length`, the number of `probes` and `sha256`",
+    },
+    "principles NAME": {
+        "name": "NAME",
+        "criterion": "what is good, in a sentence",
+        "opposite": "what is bad, in a sentence",
+        "high_score": "what a high score means, in words",
+        "length": "whether length is the subject: `none`, `shorter` or `longer` is better",
+        "probes": "each with `prompt`, `better` and `worse`",
+        "sha256": "hash of name, criterion and opposite",
+    },
+    "sample-pairs": {
+        "prompts": "how many were answered",
+        "prompts_without_a_pair": "how many got fewer than two different responses",
+        "responses": "how many were sampled",
+        "pairs": "how many were made",
+        "finished": "share of the responses that ended by themselves",
+        "path": "the file of pairs",
+    },
+    "validate-judge": {
+        "judge": "its spec in full",
+        "principles": "by name: `verdict`, `accuracy`, `interval`, `n`, `parts` (by which side is "
+        "longer), `first_share` (null for a judge without order) and `length_correlation`",
+    },
+    "collect-feedback": {
+        "principles": "by name: `pairs`, `train_pairs`, `test_pairs`, `validated`, `validation`, "
+        "`bias`, `calls`, `cost_usd` and `path`",
+    },
+    "collect-feedback --dry-run": {
+        "questions": "pairs times principles",
+        "cached": "how many of them have an answer already",
+        "to_ask": "how many would be asked",
+    },
+    "train-pm": {
+        "principles": "by name: `pairs` that it learnt from, `kept` (`trained`, or `start` if "
+        "training made it worse), `evaluations`, `length_correlation`, `validation` and `path`",
+    },
+    "score": {
+        "objectives": _OBJECTIVES,
+        "validation": _VALIDATION,
+        "responses": "each with its `response` and its `scores` by objective",
+    },
+    "score --pairs": {
+        "objectives": _OBJECTIVES,
+        "validation": _VALIDATION,
+        "pairs": "each with `id`, `human_choice` (`a`, `b` or null) and the scores of "
+        "`response_a` and `response_b` by objective",
+    },
+    "steer": {
+        "objectives": _OBJECTIVES,
+        "validation": _VALIDATION,
+        "method": "as given",
+        "scalarizer": "as given",
+        "weights": "by objective",
+        "best": "the answer that was chosen",
+        "candidates": "the best first, each with `text`, `finished`, `scores` and `reward`",
+    },
+    "train-policy": {
+        "reward_before": "mean on held-out prompts before training",
+        "reward_after": "the same of the weights that were kept",
+        "delta_interval": "95 % interval of their difference, over prompts",
+        "others": "change of every objective without weight; of all, where all have weight",
+        "kl": "mean per token to the policy before training, in nats",
+        "words_before": "mean length of the answers before training, in words",
+        "words_after": "the same after it",
+    },
+    "demo": {"bank": "what was served", "model": "what answered; null for the embedded model"},
+    "plugins": {
+        "plugins": "each with `kind`, `name`, `package` and `aliases`; with `--check`, `source` "
+        "and `error` as well",
+    },
+}
+"""What `--json` prints: the meaning of each key, by command."""
+
+
+def render() -> str:
+    """Return the text of docs/cli.md."""
+    root = click.Context(
+        cli, info_name="morlaif-hub", terminal_width=WIDTH, help_option_names=["-h", "--help"]
+    )
+    parts = [INTRODUCTION.format(chain="\n".join(CHAIN)), _help(root)]
+    for name in cli.list_commands(root):
+        command = cli.get_command(root, name) or cli
+        context = click.Context(command, info_name=name, parent=root, terminal_width=WIDTH)
+        parts += [f"## {name}\n", _help(context), *_keys(name)]
+    return "\n".join(parts)
+
+
+def _help(context: click.Context) -> str:
+    return f"```\n{context.get_help()}\n```\n"
+
+
+def _keys(name: str) -> list[str]:
+    described = [command for command in JSON if command.split()[0] == name]
+    return [
+        f"`{command} --json` prints an object with\n\n"
+        + "\n".join(f"* `{key}`: {meaning};" for key, meaning in JSON[command].items())[:-1]
+        + ".\n"
+        for command in described
+    ]
+
+
+if __name__ == "__main__":
+    PATH.write_text(render(), encoding="utf-8")

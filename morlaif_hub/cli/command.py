@@ -1,0 +1,160 @@
+"""What all commands have in common: their options, and how they report."""
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from functools import update_wrapper
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from morlaif_hub.cli.progress import quiet_libraries
+from morlaif_hub.workspace import Workspace
+
+
+class Report(NamedTuple):
+    """What a command found.
+
+    Attributes:
+        data: Plain values, printed by `--json`.
+        text: The same for people.
+        next_step: A command to go on with, shown on stderr.
+    """
+
+    data: dict[str, Any]
+    text: str
+    next_step: str | None = None
+
+
+def command(
+    name: str, *, with_models: bool = False
+) -> Callable[[Callable[..., Report]], click.Command]:
+    """Return a decorator that makes a command of a function from options to a report.
+
+    The function gets a `workspace` and its own options by name. `--workspace` and `--json` are
+    added here, so that every command has them.
+
+    Args:
+        name: As it is typed.
+        with_models: Whether it uses libraries that talk on stderr when they load a model.
+    """
+
+    def decorate(function: Callable[..., Report]) -> click.Command:
+        def run(*, workspace: str | None, as_json: bool, **options: Any) -> None:
+            if with_models:
+                quiet_libraries()
+            report = function(Workspace.at(workspace), **options)
+            if as_json:
+                click.echo(json.dumps(report.data, indent=2, allow_nan=False))
+            else:
+                click.echo(report.text)
+            if report.next_step is not None:
+                there = f" --workspace {shlex.quote(workspace)}" if workspace else ""
+                click.echo(f"next: {report.next_step}{there}", err=True)
+
+        made = click.command(name)(update_wrapper(run, function))
+        made.params += [
+            click.Option(
+                ["--workspace"],
+                metavar="FOLDER",
+                help="Where this project's artifacts are. [env var: MORLAIF_WORKSPACE; default: "
+                "./morlaif]",
+            ),
+            click.Option(
+                ["--json", "as_json"], is_flag=True, help="Print one JSON object, for programs."
+            ),
+        ]
+        return made
+
+    return decorate
+
+
+class Weights(click.ParamType[dict[str, float]]):
+    """`objective=number`, several with commas between them."""
+
+    name = "K=V,..."
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002  # click's signature
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> dict[str, float]:
+        """Return the weights by name; whether they are the bank's is not known here."""
+        if isinstance(value, dict):
+            return value
+        weights: dict[str, float] = {}
+        for part in str(value).split(","):
+            name, equals, text = (piece.strip() for piece in part.partition("="))
+            if not (name and equals and text):
+                self.fail(f"{part!r} is not objective=number, as in conciseness=1,detail=0.5")
+            if name in weights:
+                self.fail(f"{name!r} is there twice")
+            try:
+                weights[name] = float(text)
+            except ValueError:
+                self.fail(f"the weight of {name!r} must be a number, got {text!r}")
+        return weights
+
+
+def seed_option(function: Callable[..., Report]) -> Callable[..., Report]:
+    """Add `--seed` to a command that draws something."""
+    return click.option(
+        "--seed",
+        metavar="N",
+        default=0,
+        show_default=True,
+        help="Of all that is drawn at random.",
+    )(function)
+
+
+def bank_option(function: Callable[..., Report]) -> Callable[..., Report]:
+    """Add `--bank` to a command that scores."""
+    return click.option(
+        "--bank",
+        "banks",
+        metavar="REPO",
+        multiple=True,
+        help="A preference model or a bank; repeat it for several. [default: the workspace's bank, "
+        "or else its preference models]",
+    )(function)
+
+
+def constitution_option(function: Callable[..., Report]) -> Callable[..., Report]:
+    """Add `--constitution` to a command that takes principles by name."""
+    return click.option(
+        "--constitution",
+        metavar="SET",
+        default="morlaif-12",
+        show_default=True,
+        help="The set of principles: a name, a plugin's package/name, or a TOML file.",
+    )(function)
+
+
+def local(path: Path) -> str:
+    """Return a path as it can be typed where a Hub id could stand as well."""
+    return str(path) if path.is_absolute() else f"./{path}"
+
+
+def bank_sources(workspace: Workspace, given: Sequence[str]) -> list[str | Path]:
+    """Return the banks that were named, else those of the workspace.
+
+    Raises:
+        ModelNotFoundError: If there are none.
+    """
+    from morlaif_hub.errors import ModelNotFoundError
+    from morlaif_hub.hub.manifest import MANIFEST_NAME
+
+    if given:
+        return list(given)
+    if (workspace.bank / MANIFEST_NAME).is_file():
+        return [workspace.bank]
+    folder = workspace.preference_model("*")
+    found = sorted(path.parent for path in folder.parent.glob(f"*/{MANIFEST_NAME}"))
+    if not found:
+        raise ModelNotFoundError(
+            f"no --bank was given and the workspace {workspace.root} has none; name a bank or a "
+            "preference model, or make one with morlaif-hub train-pm"
+        )
+    return list(found)

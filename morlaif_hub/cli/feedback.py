@@ -1,0 +1,311 @@
+"""The commands that make feedback: pairs of responses, judges, verdicts."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from morlaif_hub.cli.command import Report, command, constitution_option, local, seed_option
+from morlaif_hub.cli.progress import Progress
+from morlaif_hub.cli.tables import Cell, doubts, paragraphs, table
+from morlaif_hub.evaluation.wording import bounds, percent
+from morlaif_hub.workspace import Workspace
+
+if TYPE_CHECKING:
+    from morlaif_hub.feedback.collect import CollectionPlan
+    from morlaif_hub.hub.manifest import FeedbackManifest, ValidationRecord
+
+COUNT = click.IntRange(min=1)
+
+
+@command("sample-pairs", with_models=True)
+@click.option("--model", metavar="MODEL", help="What answers. [default: the embedded model]")
+@click.option(
+    "--prompts",
+    metavar="SRC",
+    default="everyday",
+    show_default=True,
+    help="A built-in set (everyday, risky), a text file with one prompt a line, or rows with "
+    "prompts in a file, folder or Hub data set.",
+)
+@click.option(
+    "--responses",
+    type=click.IntRange(min=2),
+    metavar="N",
+    default=2,
+    show_default=True,
+    help="Different responses to each prompt.",
+)
+@click.option("--all-pairs", is_flag=True, help="Pair every response with every other.")
+@click.option("--limit", type=COUNT, metavar="N", help="Use the first so many prompts.")
+@click.option(
+    "--max-new-tokens",
+    type=COUNT,
+    metavar="N",
+    default=128,
+    show_default=True,
+    help="Limit of a response.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    default=0.8,
+    show_default=True,
+    help="The higher, the more different the responses.",
+)
+@seed_option
+def sample_pairs(
+    workspace: Workspace,
+    *,
+    model: str | None,
+    prompts: str,
+    limit: int | None,
+    all_pairs: bool,
+    **sampling: Any,
+) -> Report:
+    """Let a model answer prompts, and pair its responses.
+
+    Written to pairs/ in the workspace, in place of what was sampled before.
+    """
+    from morlaif_hub.comparisons import read_prompts
+    from morlaif_hub.sampling import PAIRS_FILE
+
+    workspace.check_writable()
+    chosen = read_prompts(prompts, limit=limit)
+    from morlaif_hub import sampling as library
+    from morlaif_hub.models.generation import SamplingSettings
+    from morlaif_hub.policies.artifact import load_policy
+
+    settings = SamplingSettings(**sampling)
+    with Progress() as progress:
+        progress.start("sampling", len(chosen) * settings.responses)
+        sampled = library.sample_pairs(
+            load_policy(model),
+            chosen,
+            folder=workspace.pairs,
+            settings=settings,
+            all_pairs=all_pairs,
+            progress=progress.advance,
+        )
+    responses = [response for found in sampled.responses for response in found]
+    finished = sum(response.finished for response in responses) / len(responses)
+    path = workspace.pairs / PAIRS_FILE
+    data = {
+        "prompts": len(chosen),
+        "prompts_without_a_pair": sampled.prompts_without_a_pair,
+        "responses": len(responses),
+        "pairs": len(sampled.comparisons),
+        "finished": finished,
+        "path": local(path),
+    }
+    text = (
+        f"{len(sampled.comparisons):,} pairs of {len(responses):,} responses to "
+        f"{len(chosen):,} prompts; {percent(finished)} of the responses ended by themselves, the "
+        f"others at the limit of tokens.\n{local(path)}"
+    )
+    if sampled.prompts_without_a_pair:
+        text = (
+            f"{sampled.prompts_without_a_pair:,} prompts got fewer than two different responses "
+            f"and are in no pair.\n\n{text}"
+        )
+    return Report(data, text, "morlaif-hub collect-feedback conciseness --judge likelihood:")
+
+
+@command("validate-judge", with_models=True)
+@click.argument("spec")
+@click.argument("principles", metavar="[PRINCIPLE...]", nargs=-1)
+@constitution_option
+def validate_judge(
+    _workspace: Workspace, *, spec: str, principles: tuple[str, ...], constitution: str
+) -> Report:
+    """Test the judge SPEC on the probes of principles.
+
+    A probe is a pair with a known better side. Without PRINCIPLE it is tested on the whole set.
+    `fit` means that the 95 % interval of its accuracy lies above one half, `wrong way` below it;
+    `unproven` that it contains one half.
+    """
+    from morlaif_hub.errors import DataError
+    from morlaif_hub.principles import load_constitution
+
+    chosen = load_constitution(constitution)
+    wanted = [chosen.get(name) for name in principles or chosen.names]
+    probes = sum(len(principle.probes) for principle in wanted)
+    if not probes:
+        raise DataError(
+            f"no probes of {', '.join(p.name for p in wanted)}; add [[principles.probes]] to the "
+            "set, with prompt, better and worse"
+        )
+    from morlaif_hub.judges import validation
+    from morlaif_hub.judges.base import load_judge
+
+    judge = load_judge(spec)
+    with Progress() as progress:
+        progress.start("asking the judge", probes)
+        records = validation.validate_judge(judge, wanted, progress=progress.advance)
+    data = {
+        "judge": judge.spec,
+        "principles": {name: asdict(record) for name, record in records.items()},
+    }
+    verdicts = {p.name: records[p.name].verdict if p.name in records else None for p in wanted}
+    return Report(data, paragraphs(doubts(verdicts, "judge"), _validation_table(records)))
+
+
+@command("collect-feedback", with_models=True)
+@click.argument("principles", metavar="PRINCIPLE...", nargs=-1, required=True)
+@click.option("--judge", "spec", metavar="SPEC", required=True, help="Who says what is better.")
+@click.option(
+    "--pairs",
+    metavar="SRC",
+    help="A file, folder or Hub data set of pairs. [default: what sample-pairs wrote]",
+)
+@click.option("--limit", type=COUNT, metavar="N", help="Use the first so many pairs.")
+@click.option("--dry-run", is_flag=True, help="Say how much there is to ask, and ask nothing.")
+@click.option(
+    "--unvalidated", is_flag=True, help="Do not test the judge first; the dataset then says so."
+)
+@click.option(
+    "--license",
+    metavar="NAME",
+    default="apache-2.0",
+    show_default=True,
+    help="Of the dataset; the licence of the pairs has to allow for it.",
+)
+@constitution_option
+@seed_option
+def collect_feedback(
+    workspace: Workspace,
+    *,
+    principles: tuple[str, ...],
+    spec: str,
+    pairs: str | None,
+    dry_run: bool,
+    constitution: str,
+    **collecting: Any,
+) -> Report:
+    """Let a judge label pairs, one dataset for each PRINCIPLE.
+
+    The judge is tested on the principles' probes first; if it prefers the worse side, nothing is
+    labelled. Answers are kept as they come, so a run that was stopped goes on where it was.
+    Written to feedback/PRINCIPLE in the workspace, in place of what is there.
+    """
+    from morlaif_hub.principles import DEFAULT_CONSTITUTION, load_constitution
+
+    chosen = load_constitution(constitution)
+    wanted = [chosen.get(name) for name in dict.fromkeys(principles)]
+    if not dry_run:
+        workspace.check_writable()
+    from morlaif_hub.cli.pairs import read_pairs
+    from morlaif_hub.feedback import collect
+    from morlaif_hub.judges.base import load_judge
+
+    given = read_pairs(pairs, workspace, limit=collecting["limit"])
+    settings = collect.CollectSettings(**collecting)
+    judge = load_judge(spec)
+    if dry_run:
+        plan = collect.plan_feedback(wanted, given.comparisons, judge, settings=settings)
+        return _plan_report(plan, orders=judge.orders)
+    with Progress() as progress:
+        manifests = collect.collect_feedback(
+            wanted,
+            given.comparisons,
+            judge,
+            folder=workspace.all_feedback,
+            source=given.source,
+            settings=settings,
+            progress=progress,
+        )
+    theirs = "" if constitution == DEFAULT_CONSTITUTION else f" --constitution {constitution}"
+    report = _feedback_report(manifests, workspace)
+    return report._replace(next_step=f"morlaif-hub train-pm {' '.join(manifests)}{theirs}")
+
+
+def _plan_report(plan: "CollectionPlan", *, orders: bool) -> Report:
+    to_ask = plan.questions - plan.cached
+    data = {"questions": plan.questions, "cached": plan.cached, "to_ask": to_ask}
+    text = (
+        f"{plan.questions:,} questions: {plan.cached:,} answers are cached, {to_ask:,} are to be "
+        f"asked{', each in both orders' if orders else ''}. The judge's test comes on top."
+    )
+    return Report(data, text)
+
+
+def _validation_table(records: "Mapping[str, ValidationRecord]") -> str:
+    """Return what a judge is worth by principle, and by which side of a probe is longer."""
+    rows: list[list[Cell]] = []
+    for name, record in records.items():
+        parts = {part.part: part.accuracy for part in record.parts}
+        rows.append(
+            [
+                name,
+                record.accuracy,
+                bounds(record.interval),
+                record.n,
+                parts.get("longer"),
+                parts.get("shorter"),
+                None if record.first_share is None else percent(record.first_share),
+                record.verdict,
+            ]
+        )
+    header = (
+        "principle",
+        "accuracy",
+        "95 % interval",
+        "probes",
+        "if longer is better",
+        "if shorter is better",
+        "shown first wins",
+        "verdict",
+    )
+    return table(header, rows)
+
+
+def _feedback_report(manifests: "Mapping[str, FeedbackManifest]", workspace: Workspace) -> Report:
+    data = {
+        "principles": {
+            name: {
+                "pairs": manifest.train_pairs + manifest.test_pairs,
+                "train_pairs": manifest.train_pairs,
+                "test_pairs": manifest.test_pairs,
+                "validated": manifest.judge.validated,
+                "validation": manifest.judge.validation and asdict(manifest.judge.validation),
+                "bias": asdict(manifest.bias),
+                "calls": manifest.calls,
+                "cost_usd": manifest.cost_usd,
+                "path": local(workspace.feedback(name)),
+            }
+            for name, manifest in manifests.items()
+        }
+    }
+    rows: list[list[Cell]] = []
+    for name, manifest in manifests.items():
+        bias, agreement = manifest.bias, manifest.bias.human_agreement
+        rows.append(
+            [
+                name,
+                manifest.train_pairs,
+                manifest.test_pairs,
+                percent(0.5 + bias.position_bias.value),
+                percent(bias.flip_rate.value),
+                percent(bias.tie_rate),
+                None if agreement is None else percent(agreement.value),
+                local(workspace.feedback(name)),
+            ]
+        )
+    verdicts = {
+        name: manifest.judge.validation.verdict if manifest.judge.validation else None
+        for name, manifest in manifests.items()
+    }
+    header = (
+        "principle",
+        "train pairs",
+        "test pairs",
+        "shown first wins",
+        "flips",
+        "ties",
+        "agrees with people",
+        "dataset",
+    )
+    text = paragraphs(doubts(verdicts, "judge"), table(header, rows))
+    return Report(data, text)

@@ -1,0 +1,52 @@
+"""Comparisons that a command is given: where they came from, and which they are."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from morlaif_hub.comparisons import Comparison, read_comparisons
+from morlaif_hub.errors import DataError
+from morlaif_hub.hub.manifest import SourceRecord
+from morlaif_hub.sampling import PAIRS_FILE
+from morlaif_hub.sources import data_files, resolve_source
+from morlaif_hub.workspace import Workspace
+
+
+class Pairs(NamedTuple):
+    """Comparisons and, for manifests, the name, commit and hash of what they were read from."""
+
+    comparisons: list[Comparison]
+    source: SourceRecord
+
+
+def read_pairs(source: str | None, workspace: Workspace, *, limit: int | None = None) -> Pairs:
+    """Return the comparisons of a source, or those that were sampled into the workspace.
+
+    The hash is that of the file, as `sha256sum` prints it; of several files, it is that of what
+    `sha256sum` prints for them in order.
+
+    Raises:
+        DataError: If they cannot be read, or none were named and none were sampled.
+    """
+    sampled = workspace.pairs / PAIRS_FILE
+    if source is None and not sampled.is_file():
+        raise DataError(
+            f"no --pairs were given and the workspace {workspace.root} has none; name a file, a "
+            "folder or a Hub data set, or sample some with morlaif-hub sample-pairs"
+        )
+    found = resolve_source(sampled if source is None else source)
+    # A Hub data set is pinned, so that the comparisons are of the commit that is recorded.
+    pinned = found.path if found.revision is None else f"{found.name}@{found.revision}"
+    comparisons = list(read_comparisons(pinned, limit=limit))
+    digests = {file.path: _sha256(file.path) for file in data_files(found)}
+    listed = "".join(
+        f"{digest}  {path.relative_to(found.path).as_posix()}\n" for path, digest in digests.items()
+    )
+    one_file = found.path.is_file()
+    sha256 = digests[found.path] if one_file else hashlib.sha256(listed.encode()).hexdigest()
+    return Pairs(comparisons, SourceRecord(name=found.name, revision=found.revision, sha256=sha256))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,99 @@
+"""How results look on a terminal: aligned tables, and text that cannot command the terminal."""
+
+import shutil
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+from morlaif_hub.evaluation.wording import listed, number
+
+Cell = str | float | None
+"""Text, a number of two digits after the point, a whole number, or nothing to say."""
+
+GAP = "  "
+NARROWEST = 30  # columns for the last column of a table, however little room there is
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    """Return rows under a header: numbers to the right, the last column wrapped to the terminal.
+
+    Args:
+        header: A title for each column.
+        rows: As many cells each.
+    """
+    cells = [list(row) for row in rows]
+    columns = [_column(title, [row[i] for row in cells]) for i, title in enumerate(header[:-1])]
+    used = sum(len(column[0]) + len(GAP) for column in columns)
+    last = [header[-1], *(_written(row[-1]) for row in cells)]
+    room = max(_width() - used, NARROWEST)
+    lines = []
+    for *start, end in zip(*columns, last, strict=True):
+        lead = "".join(cell + GAP for cell in start)
+        wrapped = textwrap.wrap(end, room) or [""]
+        lines += [lead + wrapped[0], *(" " * used + more for more in wrapped[1:])]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def printable(text: str) -> str:
+    """Return text without the characters that a terminal would obey; line breaks and tabs stay."""
+    return "".join(
+        repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text
+    )
+
+
+def legend(high_scores: Mapping[str, str]) -> str:
+    """Return what a high score of each objective means, since names mislead."""
+    return "\n".join(
+        wrapped(f"{name}: {words}", indent="    ") for name, words in high_scores.items()
+    )
+
+
+def wrapped(text: str, *, indent: str = "") -> str:
+    """Return a paragraph that fits the terminal, all lines but the first indented."""
+    return textwrap.fill(printable(text), _width(), subsequent_indent=indent)
+
+
+def doubts(verdicts: Mapping[str, str | None], what: str) -> list[str]:
+    """Return what has to be said before any result: who is not known to be fit.
+
+    Args:
+        verdicts: `fit`, `unproven`, `wrong way` or None, by principle.
+        what: Who was validated, such as `judge`.
+    """
+    said = {
+        "wrong way": f"WRONG WAY: the {what} prefers the worse side of the probes of {{}}.",
+        "unproven": f"UNPROVEN: on the probes of {{}} the {what} did no better than chance can "
+        "explain.",
+        None: f"NOT VALIDATED: nothing shows that the {what} follows {{}}.",
+    }
+    lines = []
+    for verdict, sentence in said.items():
+        names = [name for name, found in verdicts.items() if found == verdict]
+        if names:
+            lines.append(wrapped(sentence.format(listed(names))))
+    return lines
+
+
+def paragraphs(*parts: str | Sequence[str]) -> str:
+    """Return the parts that are not empty, with a blank line between them."""
+    texts = [part if isinstance(part, str) else "\n".join(part) for part in parts]
+    return "\n\n".join(text for text in texts if text)
+
+
+def _column(title: str, cells: Sequence[Cell]) -> list[str]:
+    written = [title, *map(_written, cells)]
+    width = max(map(len, written))
+    words = any(isinstance(cell, str) and any(map(str.isalpha, cell)) for cell in cells)
+    return [cell.ljust(width) if words else cell.rjust(width) for cell in written]
+
+
+def _written(cell: Cell) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, str):
+        return printable(" ".join(cell.split()))
+    return f"{cell:,}" if isinstance(cell, int) else number(cell)
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size(fallback=(100, 24)).columns, 120)

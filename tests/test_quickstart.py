@@ -1,0 +1,189 @@
+"""The quickstart: repeatable, resumable, without a connection.
+
+On a tiny model here; .ci/run runs the real one.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from morlaif_hub.policies.trl import PolicySettings
+from morlaif_hub.preference_models.train import TrainSettings
+from morlaif_hub.quickstart import PRINCIPLES, QuickstartSettings, run_quickstart
+from morlaif_hub.workspace import Workspace
+from tests.tiny import save_tiny
+
+SETTINGS = QuickstartSettings(
+    train_prompts=10,
+    train_responses=4,
+    held_out_prompts=6,
+    held_out_responses=4,
+    max_new_tokens=12,
+    letter_pairs=4,
+    training=TrainSettings(dtype="float32", append_eos=False),
+    policy=PolicySettings(
+        max_steps=2, prompts_per_step=2, completions=2, max_new_tokens=8, max_kl=5.0
+    ),
+)
+# What architecture.md promises to whoever reads the JSON.
+KEYS = {
+    "principles": {
+        "pairs",
+        "judge_position_bias",
+        "judge_flip_rate",
+        "pm_accuracy",
+        "pm_accuracy_interval",
+        "length_baseline",
+        "validation",
+    },
+    "steering": {"random", "chosen", "difference_interval", "words_random", "words_chosen"},
+}
+POLICY_KEYS = {
+    "reward_before",
+    "reward_after",
+    "delta_interval",
+    "others",
+    "kl",
+    "words_before",
+    "words_after",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        folder = save_tiny(tmp_path_factory.mktemp("embedded"), layers=4)
+        monkeypatch.setenv("MORLAIF_EMBEDDED_MODEL", str(folder))
+        yield folder
+
+
+class Log:
+    """Keeps the stages that were started, and checks that they are told to the end."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int]] = []
+        self.done: list[int] = []
+
+    def start(self, stage: str, total: int) -> None:
+        self.stages.append((stage, total))
+        self.done.append(0)
+
+    def advance(self, count: int) -> None:
+        self.done[-1] += count
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[str, Any], Log]:
+    workspace, log = Workspace(tmp_path_factory.mktemp("first")), Log()
+    return workspace, run_quickstart(workspace, SETTINGS, progress=log), log
+
+
+def without_times(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key != "seconds"}
+
+
+def test_the_result_has_what_is_promised(first: tuple[Workspace, dict[str, Any], Log]) -> None:
+    workspace, result, _ = first
+    assert json.loads((workspace.reports / "quickstart.json").read_text()) == result
+    for part, keys in KEYS.items():
+        assert set(result[part]) == set(PRINCIPLES)
+        assert all(set(row) == keys for row in result[part].values())
+    assert set(result["letter_judge"]) == {"position_bias", "flip_rate"}
+    assert set(result["policy"]) == POLICY_KEYS
+    assert set(result["policy"]["others"]) == {"detail", "empathy"}
+    seconds = result["seconds"]
+    assert set(seconds) == {"sample", "label", "train", "steer", "align", "total"}
+    assert seconds["total"] == pytest.approx(sum(seconds.values()) - seconds["total"])
+    assert all(row["random"] == pytest.approx(0.5) for row in result["steering"].values())
+
+
+def test_progress_is_told_to_the_end(first: tuple[Workspace, dict[str, Any], Log]) -> None:
+    log = first[2]
+    assert [total for _, total in log.stages] == log.done
+
+
+def test_the_artifacts_are_there(first: tuple[Workspace, dict[str, Any], Log]) -> None:
+    workspace = first[0]
+    for name in PRINCIPLES:
+        assert (workspace.feedback(name) / "morlaif.json").is_file()
+        assert (workspace.preference_model(name) / "README.md").is_file()
+    assert (workspace.bank / "morlaif.json").is_file()
+    assert (workspace.policy("quickstart") / "morlaif.json").is_file()
+    page = (workspace.reports / "quickstart.html").read_text()
+    assert "conciseness" in page
+    assert "://" not in page.replace("http://www.w3.org", "")  # nothing is fetched
+
+
+def test_a_second_run_reuses_every_stage(first: tuple[Workspace, dict[str, Any], Log]) -> None:
+    workspace, result, _ = first
+    log = Log()
+    assert run_quickstart(workspace, SETTINGS, progress=log) == result
+    assert [stage for stage, _ in log.stages] == ["preparing the embedded model (converted once)"]
+
+
+def test_a_fresh_run_with_the_same_seed_gives_the_same_numbers(
+    first: tuple[Workspace, dict[str, Any], Log],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MORLAIF_CACHE", str(tmp_path / "cache"))  # no verdict is remembered
+    again = run_quickstart(Workspace(tmp_path / "again"), SETTINGS)
+    assert without_times(again) == without_times(first[1])
+
+
+def test_another_seed_gives_other_numbers(
+    first: tuple[Workspace, dict[str, Any], Log], tmp_path: Path
+) -> None:
+    other = replace(SETTINGS, seed=1, policy=None)
+    result = run_quickstart(Workspace(tmp_path), other)
+    assert result["policy"] is None
+    assert result["steering"] != first[1]["steering"]
+
+
+NO_NETWORK = """
+import socket, sys
+def refuse(self, address, *rest):
+    if self.family != socket.AF_UNIX:
+        open({log!r}, "a").write(f"{{address}}\\n")
+        raise OSError("no network in this test")
+    return connect(self, address, *rest)
+connect = socket.socket.connect
+socket.socket.connect = socket.socket.connect_ex = refuse
+"""
+
+
+@pytest.mark.slow
+def test_no_connection_is_opened_and_a_killed_run_goes_on(tmp_path: Path, embedded: Path) -> None:
+    """The command itself, in a process that logs and refuses every connection."""
+    (tmp_path / "site").mkdir()
+    log = tmp_path / "connections.txt"
+    (tmp_path / "site/sitecustomize.py").write_text(NO_NETWORK.format(log=str(log)))
+    quiet = {"HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "CI", "TRL_EXPERIMENTAL_SILENCE"}
+    environment = {k: v for k, v in os.environ.items() if k not in quiet}
+    environment |= {
+        "PYTHONPATH": str(tmp_path / "site"),
+        "MORLAIF_EMBEDDED_MODEL": str(embedded),
+        "MORLAIF_CACHE": str(tmp_path / "cache"),
+    }
+    command = [sys.executable, "-m", "morlaif_hub", "quickstart", "--json"]
+    command += ["--workspace", str(tmp_path / "workspace")]
+    stages = tmp_path / "workspace/reports/quickstart-stages.json"
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as run:
+        while not (stages.is_file() and "label" in stages.read_text()):
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(signal.SIGKILL)
+    before = json.loads(stages.read_text())
+    finished = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    result = json.loads(finished.stdout)
+    assert result["seconds"]["sample"] == before["sample"]["seconds"]
+    assert result["policy"] is not None
+    assert not log.exists(), log.read_text()
