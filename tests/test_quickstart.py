@@ -5,6 +5,7 @@ On a tiny model here; .ci/run runs the real one.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -187,3 +188,17 @@ def test_no_connection_is_opened_and_a_killed_run_goes_on(tmp_path: Path, embedd
     assert result["seconds"]["sample"] == before["sample"]["seconds"]
     assert result["policy"] is not None
     assert not log.exists(), log.read_text()
+
+
+def test_the_readmes_example_runs_on_the_quickstarts_bank(
+    first: tuple[Workspace, dict[str, Any], Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    (tmp_path / "morlaif").symlink_to(first[0].root)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["scores"].shape == (1, 3)
+    assert len(names["steered"].candidates) == 4
+    assert [reward.__name__ for reward in names["rewards"]] == list(PRINCIPLES)
