@@ -54,6 +54,7 @@ _Answered = tuple[Prompt, list[str]]
 PRINCIPLES = ("conciseness", "detail", "empathy")
 TRAINED_FOR = "conciseness"
 SYSTEM = "Reply in one short sentence."
+INSTRUCTIONS = (SYSTEM, None)  # half of the responses are asked to be short, half are not
 JUDGE = "likelihood:embedded"
 LETTER_JUDGE = "local:embedded"
 REPORT = "quickstart"
@@ -102,8 +103,7 @@ class QuickstartSettings:
     held_out_responses: int = 8
     max_new_tokens: int = 48
     letter_pairs: int = 24
-    # Most responses are cut off at the limit and must not look finished: they are left open.
-    training: TrainSettings = field(default_factory=lambda: TrainSettings(append_eos=False))
+    training: TrainSettings = field(default_factory=TrainSettings)
     policy: PolicySettings | None = field(default_factory=lambda: PolicySettings(max_kl=0.2))
 
     def with_one_seed(self) -> "QuickstartSettings":
@@ -164,7 +164,7 @@ class _Quickstart:
         self.pairs_file = workspace.pairs / PAIRS_FILE
         self.stages = Stages(
             workspace.reports / "quickstart-stages.json",
-            [__version__, self.base.base.weights_sha256, SYSTEM],
+            [__version__, self.base.base.weights_sha256, INSTRUCTIONS],
         )
 
     def all(self) -> dict[str, Any]:
@@ -201,6 +201,7 @@ class _Quickstart:
                     seed=settings.seed,
                 ),
                 all_pairs=True,
+                instructions=INSTRUCTIONS,
                 progress=self.progress.advance,
             )
         write_comparisons(self.pairs_file, self.comparisons())

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 from morlaif_hub.comparisons import Comparison, Message, Split, write_comparisons
-from morlaif_hub.errors import DataError
+from morlaif_hub.errors import DataError, OptionError
 from morlaif_hub.models.generation import Response, SamplingSettings, sample_responses
 from morlaif_hub.models.language_model import LanguageModel
 from morlaif_hub.workspace import write_text
@@ -34,6 +35,7 @@ def sample_pairs(
     folder: Path,
     settings: SamplingSettings,
     all_pairs: bool = False,
+    instructions: Sequence[str | None] = (),
     progress: Callable[[int], None] | None = None,
 ) -> SampledPairs:
     """Sample responses, make pairs of them and write both.
@@ -44,13 +46,20 @@ def sample_pairs(
         folder: Where `pairs.jsonl` and `responses.jsonl` go.
         settings: How to sample; at least two responses per prompt.
         all_pairs: Every pair of a prompt's responses, rather than each response in one pair.
+        instructions: System messages under which equal shares of the responses are sampled, None
+            for none, so that responses differ in what is to be learned. The pairs keep the
+            prompts as they are.
         progress: Told how many responses were just sampled.
 
     Raises:
+        OptionError: If the responses cannot be shared equally among the instructions.
         DataError: If no prompt gave two different responses.
         WorkspaceError: If the folder cannot be written.
     """
-    responses = sample_responses(policy, prompts, settings, progress=progress)
+    if instructions:
+        responses = _instructed(policy, prompts, settings, instructions, progress)
+    else:
+        responses = sample_responses(policy, prompts, settings, progress=progress)
     comparisons = [
         comparison
         for prompt, found in zip(prompts, responses, strict=True)
@@ -94,6 +103,32 @@ def read_responses(path: Path) -> list[tuple[list[Message], list[Response]]]:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}, line {number}: not a row of responses: {error!r}") from error
     return rows
+
+
+def _instructed(
+    policy: LanguageModel,
+    prompts: Sequence[Sequence[Message]],
+    settings: SamplingSettings,
+    instructions: Sequence[str | None],
+    progress: Callable[[int], None] | None,
+) -> list[list[Response]]:
+    share, left = divmod(settings.responses, len(instructions))
+    if left or not share:
+        raise OptionError(
+            f"{settings.responses} responses cannot be shared equally among {len(instructions)} "
+            "instructions; ask for a multiple"
+        )
+    parts = []
+    for number, instruction in enumerate(instructions):
+        told = [{"role": "system", "content": instruction}] if instruction else []
+        asked = [[*told, *(m for m in p if m["role"] != "system")] for p in prompts]
+        # Another seed for each part, or two parts could draw alike.
+        chosen = replace(settings, responses=share, seed=settings.seed + 1000 * number)
+        parts.append(sample_responses(policy, asked, chosen, progress=progress))
+    return [
+        list({r.text: r for part in of_prompt for r in part}.values())
+        for of_prompt in zip(*parts, strict=True)
+    ]
 
 
 def _write_responses(

@@ -242,7 +242,7 @@ class TestTemplates:
     def test_the_hash_is_that_of_the_texts(self) -> None:
         judges = [LocalJudge(tiny_language_model()), LikelihoodJudge(tiny_language_model())]
         hashes = {judge.prompt_sha256 for judge in judges}
-        assert hashes == {prompt_sha256(local.QUESTION), prompt_sha256(likelihood.SYSTEM)}
+        assert hashes == {prompt_sha256(local.QUESTION), prompt_sha256(likelihood.REQUEST)}
         assert len(hashes) == 2
         assert prompt_sha256(Template("ab"), Template("c")) != prompt_sha256(
             Template("a"), Template("bc")
@@ -400,29 +400,32 @@ class TestLikelihoodJudge:
         (verdict,) = judge.verdicts([Question(PAIRS[0], indifferent)])
         assert verdict.tie
 
-    def test_the_description_replaces_the_prompts_own_system_message(self) -> None:
+    def test_the_description_comes_last_and_system_messages_are_left_out(self) -> None:
         tokenizer = tiny_tokenizer()
         text = context_text(tokenizer, PAIRS[3].prompt, "The reply is kind.")
-        assert text.count("<|im_start|>system") == 1
+        assert "system" not in text
         assert "Be odd." not in text
-        assert text.index("The reply is kind.") < text.index("Hello")
+        assert text.index("Hello") < text.index("The reply is kind.")
         assert text.endswith("<|im_start|>assistant\n")
 
-    def test_a_template_without_system_messages_is_refused(self) -> None:
+    def test_braces_in_a_prompt_are_no_placeholders(self) -> None:
+        prompt = ({"role": "user", "content": "Say {description} and {message}."},)
+        text = context_text(tiny_tokenizer(), prompt, "The reply is kind.")
+        assert "Say {description} and {message}." in text
+        assert text.count("The reply is kind.") == 1
+
+    def test_a_template_that_refuses_the_prompt_is_reported(self) -> None:
         tokenizer = tiny_tokenizer()
-        tokenizer.chat_template = (
-            "{% if messages[0]['role'] == 'system' %}"
-            "{{ raise_exception('System role not supported') }}{% endif %}"
-        )
-        with pytest.raises(OptionError, match="System role not supported"):
+        tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+        with pytest.raises(OptionError, match="roles must alternate"):
             context_text(tokenizer, PAIRS[0].prompt, "The reply is kind.")
 
     def test_a_model_without_a_template_reads_plain_text(self) -> None:
         tokenizer = tiny_tokenizer()
         tokenizer.chat_template = None
-        system = likelihood.SYSTEM.fill({"description": "The reply is kind."})
+        asked = likelihood.REQUEST.fill({"message": "Hello", "description": "The reply is kind."})
         text = context_text(tokenizer, PAIRS[3].prompt, "The reply is kind.")
-        assert text == f"{system}\nHello\n"
+        assert text == f"{asked}\n"
 
 
 @pytest.mark.parametrize("kind", [LocalJudge, LikelihoodJudge])

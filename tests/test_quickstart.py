@@ -29,7 +29,7 @@ SETTINGS = QuickstartSettings(
     held_out_responses=4,
     max_new_tokens=12,
     letter_pairs=4,
-    training=TrainSettings(dtype="float32", append_eos=False),
+    training=TrainSettings(dtype="float32"),
     policy=PolicySettings(
         max_steps=2, prompts_per_step=2, completions=2, max_new_tokens=8, max_kl=5.0
     ),

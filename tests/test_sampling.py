@@ -1,11 +1,13 @@
 """Sampling pairs: different responses, in files that can be read back."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from morlaif_hub import sampling
 from morlaif_hub.comparisons import read_comparisons
-from morlaif_hub.errors import DataError
+from morlaif_hub.errors import DataError, OptionError
 from morlaif_hub.models.generation import Response, SamplingSettings
 from morlaif_hub.models.language_model import LanguageModel
 from morlaif_hub.sampling import PAIRS_FILE, RESPONSES_FILE, pairs_of, read_responses, sample_pairs
@@ -56,3 +58,30 @@ def test_a_broken_file_of_responses_is_named_with_its_line(tmp_path: Path) -> No
     path.write_text('{"prompt": [], "responses": []}\n{"prompt": []}\n')
     with pytest.raises(DataError, match="line 2"):
         read_responses(path)
+
+
+def test_instructions_share_the_responses_and_leave_the_prompts(
+    policy: LanguageModel, tmp_path: Path
+) -> None:
+    asked: list[list[dict[str, str]]] = []
+    original = sampling.sample_responses
+
+    def listen(
+        policy: LanguageModel, prompts: list, settings: SamplingSettings, **rest: Any
+    ) -> Any:
+        asked.extend(prompts)
+        assert settings.responses == 2
+        return original(policy, prompts, settings, **rest)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sampling, "sample_responses", listen)
+        sampled = sample_pairs(
+            policy, PROMPTS, folder=tmp_path, settings=SETTINGS, instructions=("Be short.", None)
+        )
+    assert [len(found) for found in sampled.responses] == [4, 4, 4]
+    assert all(c.prompt in PROMPTS for c in sampled.comparisons)
+    assert [p[0]["content"] for p in asked] == ["Be short."] * 3 + ["Say 0", "Say 1", "Say 2"]
+    with pytest.raises(OptionError, match="4 responses cannot be shared equally among 3"):
+        sample_pairs(
+            policy, PROMPTS, folder=tmp_path, settings=SETTINGS, instructions=("a", "b", None)
+        )

@@ -12,9 +12,10 @@ Source:
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from safetensors import safe_open
+from peft import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 
 from morlaif_hub.errors import ArtifactError, BaseMismatchError, HeadError
 from morlaif_hub.hub.manifest import BaseIdentity
@@ -32,17 +33,20 @@ class AdapterFiles:
     shapes: dict[str, tuple[int, ...]]
 
 
-def check_adapter(folder: Path, where: str) -> AdapterFiles:
-    """Return a LoRA preference model's files after checking that they are safe and complete.
+def check_adapter(
+    folder: Path, where: str, *, task: Literal["SEQ_CLS", "CAUSAL_LM"] = "SEQ_CLS"
+) -> AdapterFiles:
+    """Return a LoRA adapter's files after checking that they are safe and complete.
 
     Args:
         folder: Holds `adapter_config.json` and `adapter_model.safetensors`.
         where: The repo or folder, for errors.
+        task: `SEQ_CLS` for a preference model, `CAUSAL_LM` for a policy, which has no head.
 
     Raises:
         ArtifactError: If the weights are not safetensors, or the configuration is not that of a
-            plain LoRA sequence classifier.
-        HeadError: If there is not exactly one score head with one output.
+            plain LoRA adapter for the task.
+        HeadError: If a preference model has not exactly one score head with one output.
     """
     config = _read_config(folder / ADAPTER_CONFIG, where)
     weights = folder / ADAPTER_WEIGHTS
@@ -50,11 +54,41 @@ def check_adapter(folder: Path, where: str) -> AdapterFiles:
         others = sorted(p.name for p in folder.glob("*.bin"))
         found = f"; {', '.join(others)} is a pickle and is never loaded" if others else ""
         raise ArtifactError(f"{where}: no {ADAPTER_WEIGHTS}{found}")
-    _check_config(config, where)
-    with safe_open(weights, framework="pt") as tensors:
-        shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118 - not a dict
-    _check_head(shapes, where)
+    _check_config(config, where, task)
+    shapes = _read_shapes(weights, where)
+    if task == "SEQ_CLS":
+        _check_head(shapes, where)
     return AdapterFiles(folder, config, shapes)
+
+
+def check_fits(model: Any, slot: str, files: AdapterFiles, where: str) -> None:
+    """Check that a loaded adapter took every tensor of its file, and nothing but them.
+
+    PEFT leaves what a file lacks at random numbers and drops what has no place in the model.
+
+    Args:
+        model: A PEFT model that has the adapter.
+        slot: The adapter's name in the model.
+        files: What it was loaded from.
+        where: The adapter's objective or source, for errors.
+
+    Raises:
+        BaseMismatchError: If a tensor is on one side only, or of another shape.
+    """
+    taken = get_peft_model_state_dict(model, adapter_name=slot)
+    expected = {key: tuple(tensor.shape) for key, tensor in taken.items()}
+    if different := sorted(expected.items() ^ files.shapes.items()):
+        raise BaseMismatchError(
+            f"{where}: the adapter in {files.folder} does not fit its base: tensor "
+            f"{different[0][0]} is on one side only, or of another shape"
+        )
+
+
+def save_adapter(model: Any, folder: Path, base: BaseIdentity) -> None:
+    """Write a PEFT model's adapter, naming its base by repo id and commit, never by a path here."""
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = base.repo_id, base.revision
+    model.save_pretrained(folder, save_embedding_layers=False)
 
 
 def check_base(declared: BaseIdentity, offered: BaseIdentity, where: str) -> None:
@@ -88,8 +122,17 @@ def _read_config(path: Path, where: str) -> dict[str, Any]:
     return config
 
 
-def _check_config(config: dict[str, Any], where: str) -> None:
-    wanted = {"peft_type": "LORA", "task_type": "SEQ_CLS"}
+def _read_shapes(path: Path, where: str) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            names = tensors.keys()  # a method of the file, which is no dict
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{where}: {path.name} is not a safetensors file: {error}") from error
+
+
+def _check_config(config: dict[str, Any], where: str, task: str) -> None:
+    wanted = {"peft_type": "LORA", "task_type": task}
     for key, value in wanted.items():
         if config.get(key) != value:
             raise ArtifactError(

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from morlaif_hub.bank.adapters import AdapterFiles
+from morlaif_hub.bank.adapters import AdapterFiles, check_fits
 from morlaif_hub.bank.trunk import SharedTrunk, first_adapted_layer
 from morlaif_hub.errors import BaseMismatchError
 
@@ -115,13 +115,7 @@ class Engine:
             raise BaseMismatchError(
                 f"{name}: the adapter in {files.folder} does not fit its base: {error}"
             ) from error
-        taken = get_peft_model_state_dict(self.model, adapter_name=slot)
-        expected = {key: tuple(tensor.shape) for key, tensor in taken.items()}
-        if different := sorted(expected.items() ^ files.shapes.items()):
-            raise BaseMismatchError(
-                f"{name}: the adapter in {files.folder} does not fit its base: tensor "
-                f"{different[0][0]} is on one side only, or of another shape"
-            )
+        check_fits(self.model, slot, files, name)
 
     @staticmethod
     def _batches(sequences: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:

@@ -15,7 +15,6 @@ from morlaif_hub.feedback.dataset import Labelled, Splits, held_out_prompts, wri
 from morlaif_hub.hub.manifest import (
     FeedbackManifest,
     JudgeRecord,
-    PrincipleRecord,
     SourceRecord,
     ValidationRecord,
 )
@@ -150,20 +149,6 @@ def collect_feedback(
     return manifests
 
 
-def principle_record(principle: Principle) -> PrincipleRecord:
-    """Return a principle as manifests record it."""
-    return PrincipleRecord(
-        name=principle.name,
-        criterion=principle.criterion,
-        opposite=principle.opposite,
-        high_score=principle.high_score,
-        length=principle.length,
-        sha256=principle.sha256(),
-        probes=len(principle.probes),
-        probes_sha256=principle.probes_sha256(),
-    )
-
-
 class _Spent(NamedTuple):
     calls: int
     cost_usd: float
@@ -264,7 +249,7 @@ def _manifest(
     )
     return FeedbackManifest(
         license=settings.license,
-        principle=principle_record(principle),
+        principle=principle.record(),
         source=source,
         judge=judge,
         orders=2,  # a verdict always holds both

@@ -1,7 +1,7 @@
 """A judge that listens to likelihoods: is a response likelier when asked for, or when asked not to?
 
-The contrast of a response is its mean log-probability per token under a system message that asks
-for the criterion, minus that under one that asks for the opposite. What a model finds likely
+The contrast of a response is its mean log-probability per token after a prompt that asks for the
+criterion, minus that after one that asks for the opposite. What a model finds likely
 anyway cancels, and so, per token, does length. No order is involved.
 """
 
@@ -25,11 +25,11 @@ from morlaif_hub.statistics import sigmoid
 # Nats per token. On probes that the embedded model gets right as a rule, differences of contrasts
 # are calibrated at 0.09; half of all differences are below 0.06.
 TEMPERATURE = 0.1
-SYSTEM = Template.read("likelihood.txt")
+REQUEST = Template.read("likelihood.txt")
 
 
 class _Context(NamedTuple):
-    """What comes before a response: a description of it as system message, and a prompt."""
+    """What comes before a response: a prompt, and a description of the response."""
 
     description: str
     prompt_id: str
@@ -78,7 +78,7 @@ class LikelihoodJudge:
     @property
     def prompt_sha256(self) -> str:
         """Hash of the prompt template."""
-        return prompt_sha256(SYSTEM)
+        return prompt_sha256(REQUEST)
 
     def verdicts(
         self, questions: Sequence[Question], *, progress: Progress | None = None
@@ -135,21 +135,22 @@ class LikelihoodJudge:
 
 
 def context_text(tokenizer: Any, prompt: Prompt, description: str) -> str:
-    """Return what comes before a response: a system message with its description, and the prompt.
+    """Return what comes before a response: the prompt, its last message followed by a description.
 
-    It takes the place of a system message of the prompt's own, which may ask for the opposite.
+    A small model heeds best what it read last. A system message of the prompt's own is left out:
+    it may ask for the opposite.
 
     Raises:
-        OptionError: If the chat template takes no system message.
+        OptionError: If the chat template refuses the prompt.
     """
-    turns = [message for message in prompt if message["role"] != "system"]
-    system = SYSTEM.fill({"description": description})
+    *turns, last = [message for message in prompt if message["role"] != "system"]
+    asked = REQUEST.fill({"message": last["content"], "description": description})
     try:
-        text = prompt_text(tokenizer, [{"role": "system", "content": system}, *turns])
+        text = prompt_text(tokenizer, [*turns, {"role": last["role"], "content": asked}])
     except TemplateError as error:
         raise OptionError(
-            f"the chat template of {tokenizer.name_or_path!r} refuses a system message before "
-            f"this prompt ({error}); the likelihood judge needs one, so use another model"
+            f"the chat template of {tokenizer.name_or_path!r} refuses this prompt ({error}); use "
+            "another model as the judge"
         ) from error
     # Without a chat template nothing else separates the response from what comes before.
     return text if text.endswith("\n") else text + "\n"

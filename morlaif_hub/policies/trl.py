@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from morlaif_hub.bank.adapters import save_adapter
 from morlaif_hub.bank.artifact import objective_records
 from morlaif_hub.bank.bank import PMBank
 from morlaif_hub.comparisons import Message
@@ -310,10 +311,7 @@ def _save(
     settings: PolicySettings,
     watch: _Watch,
 ) -> PolicyManifest:
-    config = model.peft_config["default"]
-    config.base_model_name_or_path = base.base.repo_id  # never a path of this machine
-    config.revision = base.base.revision
-    model.save_pretrained(staging, save_embedding_layers=False)
+    save_adapter(model, staging, base.base)
     curve = tuple(c.seen.checkpoint(c.step, objective.bank.objectives) for c in watch.checks)
     _draw(curve, staging / "figures")
     change = watch.kept.seen.change_from(watch.checks[0].seen)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from morlaif_hub.bank.adapters import save_adapter
 from morlaif_hub.bank.engine import load_classifier
 from morlaif_hub.bank.trunk import layer_list
 from morlaif_hub.errors import OptionError
@@ -46,7 +47,7 @@ class TrainSettings:
         lora: Layers, rank, learning rate and so on.
         max_length: In tokens; longer texts are cut on the left.
         append_eos: Whether responses are closed, as TRL's trainers do it; see `InputFormat`.
-            Left open suits responses that were cut off at a token limit.
+            Left open, responses that were cut off at a token limit do not look finished.
         validation_fraction: Share of the training prompts that decides whether the trained
             adapter or its start is kept.
         seed: Of splits, initial weights and the order of the pairs.
@@ -168,7 +169,7 @@ class _Run:
             tokenizer=self._encoder.tokenizer,
             progress=self._counter(f"train {given.principle.name}", steps),
         )
-        self._save(model, folder)
+        save_adapter(model, folder, self._base.base)
         return TrainingRecord(
             labels="human" if given.judge is None else "feedback",
             seed=settings.seed,
@@ -214,12 +215,6 @@ class _Run:
         ]
         better, worse = [p[0] for p in better_first], [p[1] for p in better_first]
         return TokenPairs(better, worse, pairs.weights)
-
-    def _save(self, model: Any, folder: Path) -> None:
-        config = model.peft_config["default"]
-        config.base_model_name_or_path = self._base.base.repo_id  # never a path of this machine
-        config.revision = self._base.base.revision
-        model.save_pretrained(folder, save_embedding_layers=False)
 
     def _counter(self, stage: str, total: int) -> Callable[[int], None]:
         done = 0
