@@ -4,6 +4,8 @@ import hashlib
 import json
 import stat
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,56 @@ def test_stage_puts_the_old_version_back_when_the_new_one_cannot_take_its_place(
         lose_the_new_version()
     open_artifact(model, PreferenceModelManifest)
     assert list(model.parent.iterdir()) == [model]
+
+
+KILLED_IN_STAGE = """
+import os, sys
+from pathlib import Path
+from morlaif_hub.hub.artifact import stage
+
+def die(*_):
+    os._exit(9)
+
+with stage(Path(sys.argv[1])) as staged:
+    (staged / "half").write_text("x")
+    if sys.argv[2] == "in the block":
+        die()
+    rename = Path.rename
+    Path.rename = lambda path, to: die() if path == staged else rename(path, to)
+"""
+
+
+def be_killed(folder: Path, moment: str) -> None:
+    """Let another process end in the middle of writing a folder, without its clean-up."""
+    command = [sys.executable, "-c", KILLED_IN_STAGE, str(folder), moment]
+    assert subprocess.run(command, check=False, timeout=60).returncode == 9
+
+
+def test_what_a_killed_process_staged_is_removed_by_the_next(model: Path) -> None:
+    be_killed(model, "in the block")
+    assert len(list(model.parent.iterdir())) == 2
+    with pytest.raises(KeyboardInterrupt):
+        replace_folder(model, fail=True)
+    assert list(model.parent.iterdir()) == [model]
+    open_artifact(model, PreferenceModelManifest)
+
+
+def test_a_version_that_a_killed_process_moved_away_is_put_back(model: Path) -> None:
+    be_killed(model, "between the renames")
+    assert not model.exists()
+    with pytest.raises(KeyboardInterrupt):
+        replace_folder(model, fail=True)
+    open_artifact(model, PreferenceModelManifest)
+    assert list(model.parent.iterdir()) == [model]
+
+
+def test_stage_leaves_alone_what_others_use(model: Path) -> None:
+    be_killed(model.with_name("other"), "in the block")
+    others = set(model.parent.iterdir())
+    with stage(model) as mine:
+        replace_folder(model)  # within one process, and so alive
+        assert mine.is_dir()
+    assert set(model.parent.iterdir()) == others
 
 
 def test_stage_writes_where_a_link_leads(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from morlaif_hub.bank.adapters import check_adapter, check_fits
 from morlaif_hub.bank.artifact import write_bank
 from morlaif_hub.bank.bank import PMBank
 from morlaif_hub.bank.golden import golden_sequences
+from morlaif_hub.bank.trunk import layer_list
 from morlaif_hub.errors import (
     ArtifactError,
     BaseMismatchError,
@@ -25,7 +28,9 @@ from morlaif_hub.errors import (
     ScoreError,
 )
 from morlaif_hub.hub.artifact import seal
+from morlaif_hub.hub.client import Resolved, fetch
 from morlaif_hub.hub.manifest import (
+    BankManifest,
     GoldenScores,
     InputFormat,
     PreferenceModelManifest,
@@ -99,8 +104,6 @@ def pms(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_scores_equal_each_model_alone_without_padding(base: Path, pms: list[Path]) -> None:
-    from peft import PeftModel
-
     bank = PMBank.from_pretrained(pms, base=base)
     assert bank.objectives == ("toxicity", "empathy", "detail")
     scores = bank.score(PROMPTS, RESPONSES, calibrated=False)
@@ -114,27 +117,21 @@ def test_scores_equal_each_model_alone_without_padding(base: Path, pms: list[Pat
 
 
 def test_the_trunk_below_the_first_adapter_runs_once(base: Path, pms: list[Path]) -> None:
-    from morlaif_hub.bank.trunk import layer_list
-
     bank = PMBank.from_pretrained(pms[:2], base=base)  # adapters from layer 2 on
     layers = layer_list(bank._groups[0].engine.model)
-    calls = [0] * len(layers)
+    assert layers is not None
+    calls: Counter[int] = Counter()
 
-    def count(index: int) -> Callable[..., None]:
-        def hook(*_args: object) -> None:
-            calls[index] += 1
+    def counting(index: int) -> Callable[..., None]:
+        return lambda *_arguments: calls.update([index])
 
-        return hook
-
-    forwards = [layer.register_forward_hook(count(i)) for i, layer in enumerate(layers)]
-    originals = [type(layer).forward for layer in layers]
+    # A skipped layer is still called, as an identity, so what it would run is counted.
+    attentions = [getattr(layer, "self_attn", None) or layer.attn for layer in layers]
+    for i, attention in enumerate(attentions):
+        attention.register_forward_hook(counting(i))
     bank.score(PROMPTS, RESPONSES)
-    for hook in forwards:
-        hook.remove()
+    assert calls == {0: 1, 1: 1, 2: 2, 3: 2}  # one batch, two preference models
     assert all("forward" not in vars(layer) for layer in layers)  # everything is put back
-    assert [type(layer).forward for layer in layers] == originals
-    # Skipped layers are still called, as identities; the upper ones once per preference model.
-    assert calls[3] == 2
 
 
 def test_a_score_does_not_depend_on_its_batch(base: Path, pms: list[Path]) -> None:
@@ -205,6 +202,142 @@ def test_a_bank_artifact_loads_the_same_members(
         PMBank.from_pretrained(tmp_path / "moved/bank", base=base)
 
 
+@pytest.fixture
+def workspace(pms: list[Path], base: Path, tmp_path: Path) -> Path:
+    """A workspace with two preference models and their bank, weighted 0.25 and -0.75."""
+    root = tmp_path / "workspace"
+    moved = [Path(shutil.copytree(pm, root / "pms" / pm.name)) for pm in pms[:2]]
+    bank = PMBank.from_pretrained(moved, base=base)
+    weights = {"toxicity": 0.25, "empathy": -0.75}
+    scores = bank.score(PROMPTS, RESPONSES)
+    write_bank(bank, root / "bank", scores=scores, weights=weights, scalarizer="soft_max_min")
+    return root
+
+
+def _rename_member(bank: Path, repo_id: str, revision: str | None = None) -> None:
+    """Let a bank name its first member in another way."""
+    manifest = read_manifest(bank, BankManifest)
+    first, *others = manifest.objectives
+    changed = replace(first, repo_id=repo_id, revision=revision)
+    seal(bank, replace(manifest, objectives=(changed, *others)))
+
+
+def test_a_bank_artifact_brings_its_scalarizer_and_weights(workspace: Path, base: Path) -> None:
+    bank = PMBank.from_pretrained(workspace / "bank", base=base)
+    assert bank.scalarizer == "soft_max_min"
+    assert bank.weights == {"toxicity": 0.25, "empathy": -0.75}
+    apart = PMBank.from_pretrained(workspace / "pms/empathy", base=base)
+    assert (apart.scalarizer, apart.weights) == (None, None)
+
+
+def test_a_bank_without_a_weight_for_each_objective_is_refused(workspace: Path) -> None:
+    manifest = read_manifest(workspace / "bank", BankManifest)
+    seal(workspace / "bank", replace(manifest, weights=manifest.weights[:1]))
+    with pytest.raises(ArtifactError, match="each needs one weight"):
+        PMBank.from_pretrained(workspace / "bank")
+
+
+def test_a_bank_names_nothing_outside_its_workspace(workspace: Path, base: Path) -> None:
+    shutil.copytree(workspace / "pms/toxicity", workspace.parent / "toxicity")
+    (workspace / "pms/link").symlink_to(workspace.parent / "toxicity")
+    for name in ("../../toxicity", "../pms/../../toxicity", "../pms/link", "../../workspace"):
+        _rename_member(workspace / "bank", name)
+        with pytest.raises(ArtifactError, match="outside the bank's workspace"):
+            PMBank.from_pretrained(workspace / "bank", base=base)
+    _rename_member(workspace / "bank", "../pms/toxicity")
+    PMBank.from_pretrained(workspace / "bank", base=base)
+
+
+@pytest.mark.parametrize("revision", [None, "main", "1" * 39, "1" * 40])
+def test_a_bank_names_a_repository_by_its_commit(
+    workspace: Path, base: Path, revision: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def hub(source: str | Path, **options: Any) -> Resolved:
+        if isinstance(source, Path):
+            return fetch(source, **options)
+        asked.append(source)
+        return Resolved(workspace / "pms/toxicity", "ann/toxicity", revision)
+
+    monkeypatch.setattr("morlaif_hub.bank.members.fetch", hub)
+    _rename_member(workspace / "bank", "ann/toxicity", revision)
+    if revision == "1" * 40:
+        PMBank.from_pretrained(workspace / "bank", base=base)
+        assert asked == [f"ann/toxicity@{revision}"]
+    else:
+        with pytest.raises(ArtifactError, match="no repo id with a commit"):
+            PMBank.from_pretrained(workspace / "bank", base=base)
+        assert asked == []
+
+
+@pytest.mark.parametrize("name", ["../pms/toxicity", "./x", "{root}/pms/toxicity", "~", "a@b"])
+@pytest.mark.parametrize("revision", [None, "1" * 40])
+def test_a_bank_from_the_hub_names_nothing_on_this_machine(
+    workspace: Path, name: str, revision: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hub(source: str | Path, **_options: Any) -> Resolved:
+        assert source == "ann/bank", "a path of this machine was followed"
+        return Resolved(workspace / "bank", "ann/bank", "1" * 40)
+
+    monkeypatch.setattr("morlaif_hub.bank.members.fetch", hub)
+    _rename_member(workspace / "bank", name.format(root=workspace), revision)
+    with pytest.raises(ArtifactError, match=r"ann/bank: toxicity: .* is no repo id with a commit"):
+        PMBank.from_pretrained("ann/bank")
+
+
+def test_a_banks_member_without_a_manifest_is_refused(workspace: Path) -> None:
+    (workspace / "pms/toxicity/morlaif.json").unlink()
+    with pytest.raises(ArtifactError, match=r"toxicity .* has no morlaif\.json"):
+        PMBank.from_pretrained(workspace / "bank")
+
+
+def test_a_bank_is_not_written_where_it_could_not_be_read(
+    pms: list[Path], base: Path, tmp_path: Path
+) -> None:
+    bank = PMBank.from_pretrained(pms[:1], base=base)
+    with pytest.raises(OptionError, match="is not below"):
+        write_bank(bank, tmp_path / "bank", scores=[[0.0]], weights={"toxicity": 1.0})
+    assert not (tmp_path / "bank").exists()
+
+
+def test_an_undefined_correlation_is_not_written_as_zero(workspace: Path, base: Path) -> None:
+    bank = PMBank.from_pretrained(workspace / "bank", base=base)
+    scores = [[0.3, 1.0], [0.1, 1.0], [0.5, 1.0]]  # the second objective is constant
+    weights = {"toxicity": 0.5, "empathy": 0.5}
+    manifest = write_bank(bank, workspace / "bank", scores=scores, weights=weights)
+    assert manifest.correlations == ((1.0, None), (None, None))
+    assert read_manifest(workspace / "bank", BankManifest) == manifest
+    card = (workspace / "bank/README.md").read_text()
+    assert "| toxicity | +1.00 | undefined |" in card
+    assert "| empathy | undefined | undefined |" in card
+
+
+@pytest.mark.parametrize(
+    ("licenses", "expected"), [(("MIT", "mit"), "mit"), (("mit", "gemma"), "other")]
+)
+def test_a_bank_has_the_license_that_its_members_share(
+    licenses: tuple[str, str], expected: str, workspace: Path, base: Path
+) -> None:
+    folders = [workspace / "pms" / name for name in ("toxicity", "empathy")]
+    for folder, license_name in zip(folders, licenses, strict=True):
+        _reseal(folder, license=license_name)
+    bank = PMBank.from_pretrained(folders, base=base)
+    weights = {"toxicity": 0.5, "empathy": 0.5}
+    scores = bank.score(PROMPTS, RESPONSES)
+    manifest = write_bank(bank, workspace / "bank", scores=scores, weights=weights)
+    assert manifest.license.lower() == expected
+
+
+def test_a_model_without_validation_pairs_says_so_on_its_card(pm: Path) -> None:
+    training = read_manifest(pm, PreferenceModelManifest).training
+    measured = "0.604 at the start, 0.646 after training; the trained model was kept"
+    assert f"| validation accuracy | {measured} |" in (pm / "README.md").read_text()
+    _reseal(pm, training=replace(training, start_accuracy=None, trained_accuracy=None))
+    card = (pm / "README.md").read_text()
+    assert "| validation accuracy | not measured; the trained model was kept |" in card
+
+
 def test_a_plain_adapter_takes_its_name_from_a_mapping(
     base: Path, pms: list[Path], tmp_path: Path
 ) -> None:
@@ -252,6 +385,34 @@ def test_an_adapter_without_a_head_is_refused(base: Path, pm: Path) -> None:
     _reseal(pm)
     with pytest.raises(HeadError, match="no score head"):
         PMBank.from_pretrained(pm, base=base)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 64, b"\x02" + bytes(7) + b"[]"])
+def test_weights_that_are_not_safetensors_are_named(base: Path, pm: Path, content: bytes) -> None:
+    (pm / "adapter_model.safetensors").write_bytes(content)
+    _reseal(pm)
+    with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors is not a safetensors"):
+        PMBank.from_pretrained(pm, base=base)
+
+
+def test_a_policys_adapter_needs_no_head_and_a_preference_model_is_none(
+    base: Path, pm: Path, tmp_path: Path
+) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    swapped = plain.config.model_type == "gpt2"
+    config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=2, fan_in_fan_out=swapped)
+    get_peft_model(plain, config).save_pretrained(tmp_path / "policy")
+    files = check_adapter(tmp_path / "policy", "mine", task="CAUSAL_LM")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), files.folder)
+    check_fits(model, "default", files, "mine")
+    first = sorted(files.shapes)[0]
+    shapes = {name: shape for name, shape in files.shapes.items() if name != first}
+    with pytest.raises(BaseMismatchError, match=f"mine: .* tensor {first} is on one side only"):
+        check_fits(model, "default", replace(files, shapes=shapes), "mine")
+    with pytest.raises(ArtifactError, match="'CAUSAL_LM', but 'SEQ_CLS' is wanted"):
+        check_adapter(tmp_path / "policy", "mine")
+    with pytest.raises(ArtifactError, match="'SEQ_CLS', but 'CAUSAL_LM' is wanted"):
+        check_adapter(pm, "mine", task="CAUSAL_LM")
 
 
 def test_a_head_with_two_outputs_is_refused(base: Path, pm: Path) -> None:

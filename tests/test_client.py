@@ -139,8 +139,28 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     server.server_close()
 
 
+NO_EMBEDDED_MODEL = """
+import json
+from morlaif_hub.errors import MorlaifHubError
+from morlaif_hub.models import embedded
+
+embedded.WHEEL = "no_such_package"
+try:
+    embedded.embedded_model()
+except MorlaifHubError as error:
+    print(json.dumps({"error": type(error).__name__, "text": str(error)}))
+"""
+
+
 def run(home: Path, endpoint: str, *calls: dict[str, Any], offline: bool = False) -> list[Any]:
     """Return what `fetch` did with each of the calls in a new process."""
+    return run_script(CHILD, json.dumps(calls), home=home, endpoint=endpoint, offline=offline)
+
+
+def run_script(
+    script: str, *arguments: str, home: Path, endpoint: str, offline: bool = False
+) -> list[Any]:
+    """Return the lines of JSON that a script prints in a new process."""
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("HF_")},
         "HF_ENDPOINT": endpoint,
@@ -151,7 +171,7 @@ def run(home: Path, endpoint: str, *calls: dict[str, Any], offline: bool = False
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     finished = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(calls)],
+        [sys.executable, "-c", script, *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -307,6 +327,38 @@ def test_a_hub_that_never_finishes_its_answer_is_given_up_after_seconds(tmp_path
         (answer,) = run(tmp_path, url, {"source": "ann/pm"})
         thread.join()
     assert answer["error"] == "HubError"
-    assert "the Hub cannot be reached (no answer within 5 seconds)" in answer["text"]
-    assert answer["seconds"] < 8
+    assert "the Hub cannot be reached (no answer within 3 seconds)" in answer["text"]
+    assert answer["seconds"] < 5
     assert time.monotonic() - start < 30  # the request that hangs does not hold up the exit
+
+
+@pytest.fixture(params=["swallowed", "refused"])
+def nowhere(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An address at which nothing answers: connections are taken and forgotten, or refused."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if request.param == "swallowed":
+            server.listen()  # the system accepts, and nobody ever reads
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_when_nothing_can_be_reached_a_new_process_ends_within_5_seconds(
+    nowhere: str, tmp_path: Path
+) -> None:
+    start = time.monotonic()
+    (answer,) = run(tmp_path, nowhere, {"source": "ann/pm"})
+    assert time.monotonic() - start < 5  # imports and exit included
+    assert answer["error"] == "HubError"
+    assert "the Hub cannot be reached" in answer["text"]
+
+
+def test_without_wheel_and_hub_three_ways_to_the_embedded_model_are_named_within_5_seconds(
+    nowhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MORLAIF_EMBEDDED_MODEL", raising=False)
+    start = time.monotonic()
+    (answer,) = run_script(NO_EMBEDDED_MODEL, home=tmp_path, endpoint=nowhere)
+    assert time.monotonic() - start < 5
+    assert answer["error"] == "ModelNotFoundError"
+    for way in ("MORLAIF_EMBEDDED_MODEL", "make setup", "reach the Hugging Face Hub"):
+        assert way in answer["text"]

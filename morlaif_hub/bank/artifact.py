@@ -1,14 +1,15 @@
 """A bank as an artifact: which preference models, how they are combined, and no weights."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from morlaif_hub.bank.bank import Member, PMBank
+from morlaif_hub.bank.bank import PMBank
+from morlaif_hub.bank.members import Member
 from morlaif_hub.errors import OptionError
 from morlaif_hub.figures import correlation_matrix, png
 from morlaif_hub.hub.artifact import seal, stage
@@ -41,22 +42,27 @@ def write_bank(
     """Write a bank's artifact.
 
     Args:
-        bank: Of preference models with manifests.
+        bank: Of preference models with manifests, from the Hub or below the folder's parent.
         folder: Replaced if it exists.
         scores: Calibrated scores of some responses, for the correlations between objectives;
             shape (responses, objectives).
         weights: One per objective.
         scalarizer: A name in `SCALARIZERS`.
+
+    Raises:
+        OptionError: If a preference model has no manifest, or is where no bank may point to.
     """
     names = bank.objectives
-    columns = np.asarray(scores, float).T
-    matrix = np.array([[correlation(a, b) or 0.0 for a in columns] for b in columns])
+    manifests = [_manifest(member) for member in bank.members]
+    _check_reach(bank, folder.resolve().parent)
+    matrix = _correlations(np.asarray(scores, float))
     with stage(folder) as staging:
         (staging / "figures").mkdir()
-        figure = correlation_matrix(names, matrix)
+        # numpy reads None as NaN, which the figure shows as a dash.
+        figure = correlation_matrix(names, np.array(matrix, float))
         (staging / "figures/correlations.png").write_bytes(png(figure))
         manifest = BankManifest(
-            license="apache-2.0",
+            license=_common_license(manifests),
             name=folder.name,
             objectives=objective_records(bank, beside=folder),
             scalarizer=scalarizer,
@@ -64,11 +70,32 @@ def write_bank(
                 WeightRecord(objective=name, value=float(weights[name]), interval=None)
                 for name in names
             ),
-            golden=tuple(_manifest(member).golden for member in bank.members),
-            correlations=tuple(tuple(row) for row in matrix.tolist()),
+            golden=tuple(manifest.golden for manifest in manifests),
+            correlations=matrix,
             versions={"morlaif-hub": version("morlaif-hub")},
         )
         return seal(staging, manifest)
+
+
+def _check_reach(bank: PMBank, workspace: Path) -> None:
+    for member in bank.members:
+        if member.repo_id is None and workspace not in member.path.parents:
+            raise OptionError(
+                f"{member.objective} ({member.source}) is not below {workspace}, so a bank there "
+                "cannot name it; copy it there, or load it from the Hub"
+            )
+
+
+def _correlations(scores: NDArray[np.float64]) -> tuple[tuple[float | None, ...], ...]:
+    matrix = [[correlation(a, b) for a in scores.T] for b in scores.T]
+    for i, row in enumerate(matrix):
+        row[i] = None if row[i] is None else 1.0  # exactly, not up to rounding
+    return tuple(tuple(row) for row in matrix)
+
+
+def _common_license(manifests: Sequence[PreferenceModelManifest]) -> str:
+    licenses = {manifest.license.lower(): manifest.license for manifest in manifests}
+    return next(iter(licenses.values())) if len(licenses) == 1 else "other"
 
 
 def _record(member: Member, beside: Path) -> ObjectiveRecord:

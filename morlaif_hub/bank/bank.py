@@ -1,7 +1,7 @@
 """A bank: several preference models that score the same responses."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from morlaif_hub.bank.adapters import ADAPTER_CONFIG, AdapterFiles, check_adapter, check_base
 from morlaif_hub.bank.engine import Engine, load_classifier
 from morlaif_hub.bank.golden import golden_sequences
+from morlaif_hub.bank.members import Member, Sources, find_members
 from morlaif_hub.comparisons import Message
 from morlaif_hub.errors import (
     ArtifactError,
@@ -20,18 +21,7 @@ from morlaif_hub.errors import (
     OptionError,
     ScoreError,
 )
-from morlaif_hub.hub.artifact import open_artifact
-from morlaif_hub.hub.client import fetch
-from morlaif_hub.hub.manifest import (
-    MANIFEST_NAME,
-    BankManifest,
-    BaseIdentity,
-    Calibration,
-    InputFormat,
-    PreferenceModelManifest,
-    manifest_kind,
-    manifest_sha256,
-)
+from morlaif_hub.hub.manifest import BankManifest, BaseIdentity, Calibration, InputFormat
 from morlaif_hub.models.formats import encode_pair
 from morlaif_hub.models.language_model import (
     Dtype,
@@ -40,30 +30,6 @@ from morlaif_hub.models.language_model import (
     load_tokenizer,
     model_folder,
 )
-
-PM_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "LICENSE*", "figures/*"]
-Sources = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
-
-
-@dataclass(frozen=True)
-class Member:
-    """One preference model of a bank, as found on this machine.
-
-    Attributes:
-        objective: Its column's name.
-        source: What the user called it.
-        path: Its folder.
-        repo_id: Its repository on the Hub; None for a local folder.
-        revision: Its commit there.
-        manifest: None for a plain reward model or adapter without one.
-    """
-
-    objective: str
-    source: str
-    path: Path
-    repo_id: str | None
-    revision: str | None
-    manifest: PreferenceModelManifest | None
 
 
 @dataclass(frozen=True)
@@ -88,9 +54,16 @@ class PMBank:
         tensor([[0.8120]])
     """
 
-    def __init__(self, members: Sequence[Member], groups: Sequence[_Group]) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        groups: Sequence[_Group],
+        *,
+        manifest: BankManifest | None = None,
+    ) -> None:
         self.members = tuple(members)
         self._groups = tuple(groups)
+        self._manifest = manifest
         self._lock = threading.Lock()
 
     @property
@@ -113,6 +86,18 @@ class PMBank:
         """The calibration of each column; None for a model without a manifest."""
         return tuple(m.manifest.calibration if m.manifest else None for m in self.members)
 
+    @property
+    def scalarizer(self) -> str | None:
+        """The scalarizer that a bank's artifact names; None if it was loaded from anything else."""
+        return self._manifest.scalarizer if self._manifest else None
+
+    @property
+    def weights(self) -> dict[str, float] | None:
+        """The weight of each objective in the bank's artifact; None as for `scalarizer`."""
+        if self._manifest is None:
+            return None
+        return {weight.objective: weight.value for weight in self._manifest.weights}
+
     @classmethod
     def from_pretrained(
         cls,
@@ -128,20 +113,21 @@ class PMBank:
 
         Args:
             sources: Folders (`./` or absolute) or repo ids (`repo@revision` to pin one), a
-                mapping from objective names to them, or one bank. A plain reward model or PEFT
-                adapter without a manifest needs the mapping, since nothing else names it.
+                mapping from objective names to them, or one bank, whose scalarizer and weights
+                are kept. A plain reward model or PEFT adapter without a manifest needs the
+                mapping, since nothing else names it.
             base: A folder or repo id that stands in for the base; its weights are compared.
             dtype: `float32` is exact; `bfloat16` is faster and differs by about 1 %.
             device: Where to score.
 
         Raises:
             ArtifactError: If a preference model's files are unsafe, damaged or not what its
-                manifest says; nothing is skipped.
+                manifest says, or a bank names one by what is not a commit; nothing is skipped.
             BaseMismatchError: If a base is not the one that a preference model was made for.
             OptionError: If two preference models have one objective name.
             ModelNotFoundError: If a base is not to be had.
         """
-        members = _members(sources)
+        members, manifest = find_members(sources)
         names = [member.objective for member in members]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise OptionError(
@@ -159,7 +145,7 @@ class PMBank:
             _load_group([members[c] for c in columns], columns, bases[key], dtype, device)
             for key, columns in grouped.items()
         ]
-        bank = cls(members, groups)
+        bank = cls(members, groups, manifest=manifest)
         if dtype == "float32" and device == "cpu":
             bank._check_golden()
         return bank
@@ -242,52 +228,6 @@ class PMBank:
 
 
 _IDENTITY = Calibration(mean=0.0, std=1.0, temperature=1.0, n=0)
-
-
-def _members(sources: Sources) -> list[Member]:
-    if isinstance(sources, Mapping):
-        named: list[tuple[str | None, str | Path]] = list(sources.items())
-    elif isinstance(sources, str | Path):
-        named = [(None, sources)]
-    else:
-        named = [(None, source) for source in sources]
-    if not named:
-        raise OptionError("a bank needs at least one preference model, got none")
-    return [member for name, source in named for member in _found(name, source)]
-
-
-def _found(name: str | None, source: str | Path) -> list[Member]:
-    found = fetch(source, allow_patterns=PM_FILES)
-    if not (found.path / MANIFEST_NAME).is_file():
-        if name is None:
-            raise OptionError(
-                f"{source} has no {MANIFEST_NAME}, so its objective has no name; pass a mapping "
-                f"such as {{'helpfulness': {str(source)!r}}}"
-            )
-        return [Member(name, str(source), found.path, found.repo_id, found.revision, None)]
-    if name is None and manifest_kind(found.path) == "bank":
-        return _bank_members(found.path)
-    manifest = open_artifact(found.path, PreferenceModelManifest)
-    objective = name or manifest.principle.name
-    return [Member(objective, str(source), found.path, found.repo_id, found.revision, manifest)]
-
-
-def _bank_members(folder: Path) -> list[Member]:
-    members = []
-    for part in open_artifact(folder, BankManifest).objectives:
-        source: str | Path = part.repo_id
-        if part.repo_id.startswith("../"):  # in the same workspace
-            source = (folder / part.repo_id).resolve()
-        elif part.revision is not None:
-            source = f"{part.repo_id}@{part.revision}"
-        (member,) = _found(part.name, source)
-        if manifest_sha256(member.path) != part.sha256:
-            raise ArtifactError(
-                f"{folder}: {part.name} ({part.repo_id}) is not the preference model that this "
-                "bank was made of: its manifest differs"
-            )
-        members.append(member)
-    return members
 
 
 def _base_of(member: Member, stand_in: str | Path | None) -> ModelFolder | None:

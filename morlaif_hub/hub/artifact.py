@@ -7,6 +7,7 @@ link that leads out of one and weights that need pickle are refused wherever the
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Iterator
@@ -72,8 +73,9 @@ def stage(folder: Path) -> Iterator[Path]:
     """Yield a new, empty folder beside `folder` that takes its place when the block succeeds.
 
     Until then the old version stays as it is, and after an exception it still does. A folder
-    cannot be exchanged for another in one step, so a machine that stops between the two renames
-    leaves the old version beside the place, under a name that ends in `.old`.
+    cannot be exchanged for another in one step, so a process that is killed between the two
+    renames leaves the old version beside the place; the next call puts it back. What else a dead
+    process left there is removed.
 
     Raises:
         WorkspaceError: If the place cannot be written.
@@ -84,6 +86,7 @@ def stage(folder: Path) -> Iterator[Path]:
         raise WorkspaceError(f"{folder} is a file, where a folder is to be written; move it away")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(target)
         staged.mkdir()
     except OSError as error:
         raise _not_writable(folder, error) from error
@@ -174,8 +177,31 @@ def weights_sha256(folder: Path) -> str:
 
 
 def _beside(target: Path, ending: str) -> Path:
-    # Hidden, and in the same folder, so that renaming it never copies.
-    return target.with_name(f".{target.name}.{token_hex(4)}.{ending}")
+    # Hidden, and in the same folder, so that renaming it never copies. The process's number tells
+    # later ones whether it is still in use.
+    return target.with_name(f".{target.name}.{os.getpid()}-{token_hex(4)}.{ending}")
+
+
+def _clear_leftovers(target: Path) -> None:
+    name = re.compile(rf"\.{re.escape(target.name)}\.(\d+)-[0-9a-f]{{8}}\.(new|old)")
+    for path in list(target.parent.iterdir()):
+        found = name.fullmatch(path.name)
+        if found is None or _is_alive(int(found[1])):
+            continue
+        if found[2] == "old" and not target.exists():
+            path.rename(target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
 
 
 def _exchange(staged: Path, target: Path) -> None:

@@ -19,8 +19,11 @@ from morlaif_hub.errors import DataError, HubError, ModelNotFoundError, MorlaifH
 RepoType = Literal["model", "dataset"]
 T = TypeVar("T")
 
-ANSWER_SECONDS = 5.0
-"""How long the Hub may take to say whether it has a repository."""
+ANSWER_SECONDS = 3.0
+"""How long the Hub may take to say whether it has a repository.
+
+With the time that a new process takes to import its libraries, less than 5 seconds.
+"""
 
 _LOCAL = re.compile(r"/|(\.\.?|~)(/|$)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -208,7 +208,8 @@ class DatasetReference:
 class TrainingRecord:
     """How a model was trained.
 
-    `kept` is `trained`, or `start` when training ended worse on held-out pairs than its start.
+    `kept` is `trained`, or `start` when training ended worse on held-out pairs than its start. The
+    accuracies are on those pairs; null where there were none.
     """
 
     labels: Literal["feedback", "human"]
@@ -221,8 +222,8 @@ class TrainingRecord:
     batch_size: Count
     pairs: Count
     validation_pairs: Count
-    start_accuracy: Probability
-    trained_accuracy: Probability
+    start_accuracy: Probability | None
+    trained_accuracy: Probability | None
     kept: Literal["trained", "start"]
 
 
@@ -316,7 +317,7 @@ class FeedbackManifest:
 
 @_plain
 class ObjectiveRecord:
-    """One column of a bank: a preference model by repo id (or local folder) and commit."""
+    """One column of a bank: a preference model by repo id and commit, or by a local folder."""
 
     name: str
     repo_id: str
@@ -337,7 +338,10 @@ class WeightRecord:
 
 @_plain
 class BankManifest:
-    """Several preference models that score together. Holds no weights of models."""
+    """Several preference models that score together. Holds no weights of models.
+
+    A correlation is null where it is undefined, as with an objective whose scores are all equal.
+    """
 
     license: License
     name: str
@@ -345,7 +349,7 @@ class BankManifest:
     scalarizer: str
     weights: tuple[WeightRecord, ...]
     golden: tuple[GoldenScores, ...]
-    correlations: tuple[tuple[Finite, ...], ...]
+    correlations: tuple[tuple[Finite | None, ...], ...]
     versions: dict[str, str]
     files: tuple[FileEntry, ...] = ()
     kind: Literal["bank"] = "bank"
