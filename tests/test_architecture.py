@@ -29,6 +29,7 @@ LAYERS = [
     "hub",
     "workspace",
     "stages",
+    "progress",
     "principles",
     "messages",
     "sources",

@@ -293,3 +293,47 @@ def test_layers_are_counted_from_the_top_and_rounded_up(
     layers: str, depth: int, adapted: tuple[int, ...]
 ) -> None:
     assert LoraSettings(layers=layers).adapted(depth) == adapted
+
+
+def test_a_prompt_that_the_source_has_on_both_sides_is_trained_on(principle: Principle) -> None:
+    pairs = [replace(c, split="train") for c in marked_pairs(12, "!!")]
+    doubled = replace(pairs[0], response_a=pairs[0].response_a + " x", split="test")
+    alone = replace(marked_pairs(13, "!!")[-1], split="test")
+    given = human_preferences(principle, [*pairs, doubled, alone], dataset=DATASET)
+    assert not set(given.held_out.prompts) & set(given.decided.prompts)
+    assert given.held_out.prompts == [alone.prompt_id]
+
+
+def test_one_principle_that_fails_leaves_the_others_finished(
+    base: ModelFolder, preferences: Preferences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from morlaif_hub.preference_models import train
+
+    original = train.train_lora
+
+    def fail_once(*_args: object, **_options: object) -> object:
+        monkeypatch.setattr(train, "train_lora", original)
+        raise TrainingError("the loss is nan at step 1")
+
+    monkeypatch.setattr(train, "train_lora", fail_once)
+    other = replace(preferences, principle=load_constitution().get("empathy"))
+    with pytest.raises(TrainingError, match=r"toxicity: the loss is nan.*kept: empathy"):
+        train_preference_models(
+            [preferences, other],
+            base=base,
+            folders=[tmp_path / "toxicity", tmp_path / "empathy"],
+            settings=SETTINGS,
+        )
+    assert not (tmp_path / "toxicity").exists()
+    bank = PMBank.from_pretrained(tmp_path / "empathy", base=base.path)
+    assert bank.objectives == ("empathy",)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(
+    base: ModelFolder, preferences: Preferences, tmp_path: Path
+) -> None:
+    broken = replace(SETTINGS, lora=replace(SETTINGS.lora, learning_rate=1e30, epochs=3))
+    with pytest.raises(TrainingError, match=r"toxicity: the loss is .* at step \d+"):
+        train_preference_models(
+            [preferences], base=base, folders=[tmp_path / "pm"], settings=broken
+        )

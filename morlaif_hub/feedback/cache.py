@@ -22,6 +22,7 @@ from morlaif_hub.judges.base import JUDGES, Judge, Progress, Question, RemoteJud
 
 CACHE_NAME = "verdicts.sqlite"
 QUESTIONS_AT_ONCE = 128
+SCORING_VERSION = "1"  # raise it when our judges come to other verdicts from the same prompts
 _WAIT = 60.0  # seconds for another process to finish writing
 
 _CREATE = """
@@ -186,7 +187,7 @@ def _keys(judge: Judge, questions: Sequence[Question]) -> list[str]:
     weights = judge.base.weights_sha256 if judge.base else None
     # A plugin's answers are those of its version; ours change with prompts, spec and weights.
     package = JUDGES.package(judge.spec.partition(":")[0])
-    identity = [package, judge.spec, weights, judge.prompt_sha256]
+    identity = [SCORING_VERSION, package, judge.spec, weights, judge.prompt_sha256]
     return [_key(identity, question) for question in questions]
 
 

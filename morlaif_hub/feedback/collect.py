@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from morlaif_hub import __version__
 from morlaif_hub.comparisons import Comparison
@@ -21,18 +21,7 @@ from morlaif_hub.hub.manifest import (
 from morlaif_hub.judges.base import Judge, Question, RemoteJudge
 from morlaif_hub.judges.validation import validate_judge
 from morlaif_hub.principles import Principle
-
-
-class StageProgress(Protocol):
-    """Shows how far a stage of the work is, such as a bar of tqdm."""
-
-    def start(self, stage: str, total: int) -> None:
-        """Begin a stage, in words, of `total` questions; the one before it is over."""
-        ...
-
-    def advance(self, count: int) -> None:
-        """Count questions that were just answered."""
-        ...
+from morlaif_hub.progress import StageProgress
 
 
 @dataclass(frozen=True)

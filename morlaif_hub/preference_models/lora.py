@@ -82,10 +82,13 @@ class TokenPairs(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What training gave: accuracies on validation pairs before and after, and what was kept."""
+    """What training gave: accuracies on validation pairs before and after, and what was kept.
 
-    start_accuracy: float
-    trained_accuracy: float
+    Without validation pairs the accuracies are None, and what was trained is kept.
+    """
+
+    start_accuracy: float | None
+    trained_accuracy: float | None
     kept: Literal["trained", "start"]
 
 
@@ -123,7 +126,7 @@ def train_lora(
             trainer.add_callback(_Steps(progress))
         trainer.train()
         trained = _accuracy(model, validation, announce, tokenizer.pad_token_id)
-    if trained >= start:
+    if start is None or trained is None or trained >= start:
         return Trained(start, trained, "trained")
     set_peft_model_state_dict(model, before)
     return Trained(start, trained, "start")
@@ -254,10 +257,10 @@ def _accuracy(
     pairs: TokenPairs,
     announce: Callable[[Tensor, Tensor], None],
     pad_token_id: int,
-) -> float:
-    """Return the weighted share of pairs whose better side scores higher; 0.5 without pairs."""
+) -> float | None:
+    """Return the weighted share of pairs whose better side scores higher; None without pairs."""
     if not pairs.better:
-        return 0.5
+        return None
     model.eval()
     right = []
     for i in range(0, len(pairs.better), 16):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from morlaif_hub.comparisons import Comparison, split_by_prompt
 from morlaif_hub.errors import TrainingError
-from morlaif_hub.feedback.dataset import FeedbackDataset
+from morlaif_hub.feedback.dataset import FeedbackDataset, held_out_prompts
 from morlaif_hub.hub.manifest import DatasetReference, JudgeRecord
 from morlaif_hub.principles import Principle
 from morlaif_hub.statistics import log_odds
@@ -122,7 +122,8 @@ def human_preferences(
 ) -> Preferences:
     """Return people's choices as labelled comparisons, split by prompt.
 
-    The split that the comparisons come with is kept where all of them have one.
+    The split that the comparisons come with is kept where all of them have one; a prompt that it
+    has on both sides is trained on.
 
     Raises:
         TrainingError: If no comparison has a human choice.
@@ -132,17 +133,12 @@ def human_preferences(
         raise TrainingError(
             "no pair has a human choice; give chosen/rejected pairs or a human_choice column"
         )
-    if {c.split for c in labelled} == {"train", "test"}:
-        test = np.array([c.split == "test" for c in labelled])
-    else:
-        prompts = [c.prompt_id for c in labelled]
-        apart = split_by_prompt(prompts, test_fraction=test_fraction, seed=seed)
-        test = np.array([prompt in apart for prompt in prompts])
+    held_out = held_out_prompts(labelled, test_fraction=test_fraction, seed=seed)
     return Preferences(
         principle=principle,
         comparisons=labelled,
         probabilities=np.array([float(c.human_choice == "a") for c in labelled]),
-        test=test,
+        test=np.array([c.prompt_id in held_out for c in labelled]),
         dataset=dataset,
         judge=None,
     )

@@ -4,11 +4,13 @@ All principles of a run share one pass of the frozen base over their texts. Each
 fitted on frozen features and a LoRA trained from there.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from morlaif_hub.bank.adapters import save_adapter
 from morlaif_hub.bank.engine import load_classifier
 from morlaif_hub.bank.trunk import layer_list
-from morlaif_hub.errors import OptionError
+from morlaif_hub.errors import OptionError, TrainingError
 from morlaif_hub.hub.artifact import stage
 from morlaif_hub.hub.manifest import InputFormat, PreferenceModelManifest, TrainingRecord
 from morlaif_hub.models.formats import Encoder
@@ -46,8 +48,8 @@ class TrainSettings:
     Attributes:
         lora: Layers, rank, learning rate and so on.
         max_length: In tokens; longer texts are cut on the left.
-        append_eos: Whether responses are closed, as TRL's trainers do it; see `InputFormat`.
-            Left open, responses that were cut off at a token limit do not look finished.
+        append_eos: Whether responses are closed, as TRL's trainers do it, or left open and read
+            at their last token; see `InputFormat`.
         validation_fraction: Share of the training prompts that decides whether the trained
             adapter or its start is kept.
         seed: Of splits, initial weights and the order of the pairs.
@@ -91,7 +93,8 @@ def train_preference_models(
         The manifests, in the order of the preferences.
 
     Raises:
-        TrainingError: If there are too few pairs, or the loss becomes NaN; the principle is named.
+        TrainingError: If there are too few pairs, or the loss becomes NaN; the principle is named,
+            and the other principles' models are finished first.
     """
     for given in preferences:
         given.check_enough()
@@ -102,25 +105,54 @@ def train_preference_models(
         tokenizer,
         InputFormat(kind=kind, append_eos=settings.append_eos, max_length=settings.max_length),
     )
-    with ExitStack() as staged:
-        staging = [staged.enter_context(stage(folder)) for folder in folders]
-        run = _Run(base, encoder, settings, tell)
-        with _seeded(settings.seed):
-            features = run.features(preferences)
-            records = [
-                run.train(given, features, folder)
-                for given, folder in zip(preferences, staging, strict=True)
-            ]
-            del features  # as large as the texts; the float32 base comes next
-        scores = score_adapters(
-            preferences, staging, base=base, encoder=encoder, progress=partial(tell, "measure")
-        )
-        return [
-            write_preference_model(
-                given, folder, scores=scores, column=k, base=base.base, training=records[k]
+    with TemporaryDirectory(prefix="morlaif-") as scratch:
+        adapters = [Path(scratch, str(k)) for k in range(len(preferences))]
+        trained, failures = _train_all(preferences, adapters, _Run(base, encoder, settings, tell))
+        manifests = []
+        if trained:
+            scores = score_adapters(
+                [preferences[k] for k in trained],
+                [adapters[k] for k in trained],
+                base=base,
+                encoder=encoder,
+                progress=partial(tell, "measure"),
             )
-            for k, (given, folder) in enumerate(zip(preferences, staging, strict=True))
-        ]
+        for column, (k, record) in enumerate(trained.items()):
+            with stage(folders[k]) as staging:
+                shutil.copytree(adapters[k], staging, dirs_exist_ok=True)
+                written = write_preference_model(
+                    preferences[k],
+                    staging,
+                    scores=scores,
+                    column=column,
+                    base=base.base,
+                    training=record,
+                )
+            manifests.append(written)
+    if failures:
+        raise TrainingError("; ".join(failures) + _kept(manifests))
+    return manifests
+
+
+def _train_all(
+    preferences: Sequence[Preferences], adapters: Sequence[Path], run: "_Run"
+) -> tuple[dict[int, TrainingRecord], list[str]]:
+    """Train every adapter; return the records of those that succeeded, and why others did not."""
+    trained: dict[int, TrainingRecord] = {}
+    failures = []
+    with _seeded(run.settings.seed):
+        features = run.features(preferences)
+        for k, (given, folder) in enumerate(zip(preferences, adapters, strict=True)):
+            try:
+                trained[k] = run.train(given, features, folder)
+            except TrainingError as error:
+                failures.append(f"{given.principle.name}: {error}")
+    return trained, failures
+
+
+def _kept(manifests: Sequence[PreferenceModelManifest]) -> str:
+    names = ", ".join(manifest.principle.name for manifest in manifests)
+    return f" (finished and kept: {names})" if names else ""
 
 
 @contextmanager
@@ -137,7 +169,8 @@ class _Run:
     def __init__(
         self, base: ModelFolder, encoder: Encoder, settings: TrainSettings, tell: Progress
     ) -> None:
-        self._base, self._encoder, self._settings, self._tell = base, encoder, settings, tell
+        self._base, self._encoder, self._tell = base, encoder, tell
+        self.settings = settings
         layers = layer_list(self._classifier())
         self._layers = settings.lora.adapted(len(layers)) if layers is not None else ()
 
@@ -155,7 +188,7 @@ class _Run:
 
     def train(self, given: Preferences, features: FrozenFeatures, folder: Path) -> TrainingRecord:
         """Train one principle's adapter into a folder; return how it went."""
-        settings, lora = self._settings, self._settings.lora
+        settings, lora = self.settings, self.settings.lora
         pairs, validation = given.decided.split(settings.validation_fraction, settings.seed)
         model = new_adapter(self._classifier(), self._head(pairs, features), lora)
         steps = int(np.ceil(np.ceil(len(pairs) / lora.batch_size) * lora.epochs))
@@ -190,7 +223,7 @@ class _Run:
         # On a CPU the plain attention trains faster in bfloat16, by about a quarter.
         return load_classifier(
             self._base.path,
-            dtype=getattr(torch, self._settings.dtype),
+            dtype=getattr(torch, self.settings.dtype),
             pad_token_id=self._encoder.tokenizer.pad_token_id,
             attention=None if torch.cuda.is_available() else "eager",
         ).requires_grad_(False)
@@ -204,7 +237,7 @@ class _Run:
             (pairs.probabilities > 0.5).astype(float),
             pairs.weights,
             pairs.prompts,
-            seed=self._settings.seed,
+            seed=self.settings.seed,
         )
 
     def _tokens(self, pairs: LabelledPairs) -> TokenPairs:
