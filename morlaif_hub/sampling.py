@@ -94,8 +94,12 @@ def read_responses(path: Path) -> list[tuple[list[Message], list[Response]]]:
     Raises:
         DataError: If the file is not one; the message names file and line.
     """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: no readable file of responses: {error}") from error
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
             found = [Response(r["text"], r["finished"]) for r in row["responses"]]
@@ -134,10 +138,12 @@ def _instructed(
 def _write_responses(
     path: Path, prompts: Sequence[Sequence[Message]], responses: Sequence[Sequence[Response]]
 ) -> None:
-    lines = [
-        json.dumps(
-            {"prompt": list(prompt), "responses": [r._asdict() for r in found]}, ensure_ascii=False
-        )
+    rows = [
+        {
+            "prompt": list(prompt),
+            "responses": [{"text": r.text, "finished": r.finished} for r in found],
+        }
         for prompt, found in zip(prompts, responses, strict=True)
     ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     write_text(path, "\n".join(lines) + "\n")

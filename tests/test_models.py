@@ -1,5 +1,8 @@
 """Models: the embedded one, formats, likelihoods on a shared prefix, sampling."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,23 @@ def language_model(
 ) -> LanguageModel:
     folder = save_tiny(tmp_path_factory.mktemp("tiny"), request.param)
     return LanguageModel.load(folder, dtype="float32")
+
+
+@contextmanager
+def silent(language_model: LanguageModel) -> Iterator[None]:
+    """Make a model all but certain to end its turn at once."""
+    end = language_model.tokenizer.eos_token_id
+
+    def add(_module: Any, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.clone()
+        logits[..., end] += 60.0
+        return logits
+
+    hook = language_model.model.get_output_embeddings().register_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _branches(count: int) -> list[Branches]:
@@ -116,6 +136,60 @@ def test_a_stop_string_ends_a_response_and_is_cut_off(language_model: LanguageMo
     )
     for response in sample_responses(language_model, [PROMPT], stopped)[0]:
         assert mark not in response.text
+
+
+def test_samples_are_kept_as_they_come_where_they_need_not_be_distinct(
+    language_model: LanguageModel,
+) -> None:
+    greedy = SamplingSettings(responses=3, max_new_tokens=4, temperature=0.0, distinct=False)
+    long = ({"role": "user", "content": "What is it, and what is it not?"},)
+    first, second = sample_responses(language_model, [long, PROMPT], greedy)
+    assert [len(first), len(second)] == [3, 3]
+    assert len(set(first)) == len(set(second)) == 1
+    assert first[0] != second[0]
+    with silent(language_model):
+        settings = SamplingSettings(responses=2, max_new_tokens=4, distinct=False)
+        (kept,) = sample_responses(language_model, [PROMPT], settings)
+        (dropped,) = sample_responses(language_model, [PROMPT], replace(settings, distinct=True))
+    end = language_model.tokenizer.eos_token_id
+    assert [(r.text, r.finished, r.ids) for r in kept] == [("", True, (end,))] * 2
+    assert dropped == []
+
+
+def test_a_response_keeps_the_tokens_that_were_sampled(language_model: LanguageModel) -> None:
+    tokenizer, asked = (
+        language_model.tokenizer,
+        SamplingSettings(
+            responses=12, max_new_tokens=40, temperature=2.0, top_p=1.0, distinct=False
+        ),
+    )
+    (responses,) = sample_responses(language_model, [PROMPT], asked)
+    assert {response.finished for response in responses} == {True, False}
+    for response in responses:
+        body = response.ids[:-1] if response.finished else response.ids
+        assert tokenizer.eos_token_id not in body
+        assert (response.ids[-1] == tokenizer.eos_token_id) == response.finished
+        assert response.finished or len(response.ids) == asked.max_new_tokens
+        assert tokenizer.decode(body, skip_special_tokens=True).strip() == response.text
+
+
+@pytest.mark.parametrize("pad", ["<|pad|>", "<|im_end|>"])
+def test_padding_after_a_stop_string_was_not_sampled(
+    language_model: LanguageModel, pad: str
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = pad  # many models have no padding of their own
+    marks = tuple("bcfghjkloquvwxyz")  # in none of the special tokens
+    settings = SamplingSettings(
+        responses=8, max_new_tokens=24, temperature=1.0, top_p=1.0, stop=marks, distinct=False
+    )
+    padded = replace(language_model, tokenizer=tokenizer)
+    (responses,) = sample_responses(padded, [PROMPT], settings)
+    stopped = [r for r in responses if any(mark in tokenizer.decode(r.ids) for mark in marks)]
+    assert len({len(response.ids) for response in stopped}) > 1
+    for response in stopped:
+        assert response.finished
+        assert any(mark in tokenizer.decode(response.ids[-1]) for mark in marks)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,8 @@ def test_a_broken_file_of_responses_is_named_with_its_line(tmp_path: Path) -> No
     path.write_text('{"prompt": [], "responses": []}\n{"prompt": []}\n')
     with pytest.raises(DataError, match="line 2"):
         read_responses(path)
+    with pytest.raises(DataError, match=r"none\.jsonl: no readable file of responses"):
+        read_responses(tmp_path / "none.jsonl")
 
 
 def test_instructions_share_the_responses_and_leave_the_prompts(

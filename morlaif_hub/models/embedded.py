@@ -53,12 +53,6 @@ def embedded_model() -> Path:
     return _from_hub()
 
 
-def is_converted() -> bool:
-    """Whether the one-time conversion of the embedded model is done, or not needed."""
-    needs_it = "MORLAIF_EMBEDDED_MODEL" not in os.environ and _wheel_file() is not None
-    return not needs_it or (_converted_folder() / MANIFEST_NAME).is_file()
-
-
 def _wheel_file() -> Path | None:
     # The package is located, never imported: its own import needs a C++ build of llama.cpp.
     found = importlib.util.find_spec(WHEEL)

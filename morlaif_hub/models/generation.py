@@ -1,8 +1,8 @@
-"""Sampling responses from a language model: batched, seeded, different from each other."""
+"""Sampling responses from a language model: batched, seeded, and different where wanted."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -14,11 +14,20 @@ from morlaif_hub.models.language_model import LanguageModel
 ROUNDS = 4  # of sampling again, for prompts whose samples were equal
 
 
-class Response(NamedTuple):
-    """A sampled response, and whether it ended by itself rather than at the token limit."""
+@dataclass(frozen=True)
+class Response:
+    """A sampled response.
+
+    Attributes:
+        text: Without the end of the turn, and without white space around it.
+        finished: Whether it ended by itself rather than at the token limit.
+        ids: The tokens that were sampled, with the end of the turn if it was; empty for what was
+            read from a file. Responses that say the same are equal, however it was tokenised.
+    """
 
     text: str
     finished: bool
+    ids: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -26,13 +35,15 @@ class SamplingSettings:
     """How responses are sampled.
 
     Attributes:
-        responses: Different responses per prompt.
+        responses: Responses per prompt.
         max_new_tokens: Limit of a response.
-        temperature: Of the softmax; 0 means greedy, and then one response per prompt.
+        temperature: Of the softmax; 0 means greedy, which gives one different response per prompt.
         top_p: Nucleus: the smallest set of tokens with this probability is sampled from.
         stop: Strings that end a response and are cut off.
         seed: Makes the samples repeatable on the same machine.
         batch_size: Rows generated at once.
+        distinct: Whether a prompt's responses have to differ and to say something. Means over
+            responses estimate those of the policy only where all are kept as they come.
     """
 
     responses: int = 2
@@ -42,6 +53,7 @@ class SamplingSettings:
     stop: tuple[str, ...] = ()
     seed: int = 0
     batch_size: int = 32
+    distinct: bool = True
 
     def __post_init__(self) -> None:
         for name in ("responses", "max_new_tokens", "batch_size"):
@@ -51,10 +63,10 @@ class SamplingSettings:
             raise OptionError(f"temperature must not be negative, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise OptionError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if self.temperature == 0 and self.responses > 1:
+        if self.distinct and self.temperature == 0 and self.responses > 1:
             raise OptionError(
-                f"temperature 0 gives one response per prompt, got responses={self.responses}; "
-                "raise the temperature"
+                f"temperature 0 gives one different response per prompt, got "
+                f"responses={self.responses}; raise the temperature"
             )
 
 
@@ -65,10 +77,11 @@ def sample_responses(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Response]]:
-    """Return different responses to every prompt.
+    """Return responses to every prompt.
 
-    Equal samples are drawn again a few times; a prompt that still has fewer different ones than
-    asked for gets what there is.
+    Where they have to be distinct, equal and empty samples are drawn again a few times; a prompt
+    that still has fewer than asked for gets what there is. Else each sample is drawn once, and
+    the responses are independent draws from the policy.
 
     Args:
         language_model: The policy.
@@ -77,11 +90,12 @@ def sample_responses(
         progress: Told how many responses were just sampled.
 
     Returns:
-        For each prompt, at most `settings.responses` responses with different, non-empty texts.
+        For each prompt `settings.responses` responses, or at most that many with different,
+        non-empty texts.
     """
     tokenizer = language_model.tokenizer
     encoded = [encode(tokenizer, prompt_text(tokenizer, prompt)) for prompt in prompts]
-    found: list[dict[str, Response]] = [{} for _ in prompts]
+    found: list[list[Response]] = [[] for _ in prompts]
     rows = [i for i in _by_length(encoded) for _ in range(settings.responses)]
     for round_number in range(ROUNDS):
         for start in range(0, len(rows), settings.batch_size):
@@ -89,14 +103,18 @@ def sample_responses(
             seed = hash((settings.seed, round_number, start)) % 2**31
             sampled = _sample(language_model, [encoded[i] for i in batch], settings, seed=seed)
             for i, response in zip(batch, sampled, strict=True):
-                if response.text:
-                    found[i].setdefault(response.text, response)
+                if not settings.distinct or _is_new(response, found[i]):
+                    found[i].append(response)
             if progress and round_number == 0:
                 progress(len(batch))
         rows = [i for i, had in enumerate(found) for _ in range(settings.responses - len(had))]
         if not rows or settings.temperature == 0:
             break
-    return [list(had.values()) for had in found]
+    return found
+
+
+def _is_new(response: Response, had: Sequence[Response]) -> bool:
+    return bool(response.text) and all(response.text != other.text for other in had)
 
 
 def _by_length(encoded: Sequence[Sequence[int]]) -> list[int]:
@@ -154,7 +172,10 @@ def _response(tokenizer: Any, row: list[int], ends: set[int], stop: Sequence[str
     length = next((i for i, token in enumerate(row) if token in ends), len(row))
     finished = length < len(row)
     text = tokenizer.decode(row[:length], skip_special_tokens=True)
+    ids = row[: length + 1]
     for mark in stop:
         if mark in text:
             text, finished = text.split(mark, 1)[0], True
-    return Response(text.strip(), finished)
+            while ids[-1] == tokenizer.pad_token_id:  # what follows a stop string is padding
+                ids.pop()
+    return Response(text.strip(), finished, tuple(ids))

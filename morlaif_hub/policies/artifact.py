@@ -1,18 +1,22 @@
-"""Policies as artifacts: a LoRA and all that is needed to know what it was trained for."""
+"""Policies as artifacts: weights and all that is needed to know what they were trained for."""
 
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
+from morlaif_hub.bank.adapters import check_adapter, check_fits
 from morlaif_hub.bank.bank import find_base
-from morlaif_hub.hub.artifact import open_artifact
-from morlaif_hub.hub.client import fetch
-from morlaif_hub.hub.manifest import MANIFEST_NAME, PolicyManifest, manifest_kind
+from morlaif_hub.errors import BaseMismatchError
+from morlaif_hub.hub.artifact import open_artifact, weights_sha256
+from morlaif_hub.hub.client import Resolved, fetch
+from morlaif_hub.hub.manifest import MANIFEST_NAME, BaseIdentity, PolicyManifest, manifest_kind
 from morlaif_hub.models.embedded import EMBEDDED
-from morlaif_hub.models.language_model import Dtype, LanguageModel
+from morlaif_hub.models.language_model import Dtype, LanguageModel, load_tokenizer
 
 POLICY_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+SLOT = "policy"
 
 
 def load_policy(spec: str | Path | None = None, *, dtype: Dtype = "bfloat16") -> LanguageModel:
@@ -23,21 +27,50 @@ def load_policy(spec: str | Path | None = None, *, dtype: Dtype = "bfloat16") ->
         dtype: Of the base; a LoRA stays in float32.
 
     Raises:
-        ArtifactError: If a policy's files are not what its manifest says.
-        BaseMismatchError: If its base is not the one that it was trained on.
+        ArtifactError: If a policy's files are not what its manifest says, or its LoRA is not one
+            that is safe to load.
+        BaseMismatchError: If its base is not the one that it was trained on, or its LoRA has
+            other tensors than the base takes.
         ModelNotFoundError: If there is no such model.
     """
     if spec is None or str(spec) == EMBEDDED:
         return LanguageModel.load(None, dtype=dtype)
-    folder = fetch(spec, allow_patterns=POLICY_FILES).path
+    fetched = fetch(spec, allow_patterns=POLICY_FILES)
+    folder = fetched.path
     if not (folder / MANIFEST_NAME).is_file() or manifest_kind(folder) != "policy":
         return LanguageModel.load(spec, dtype=dtype)
     manifest = open_artifact(folder, PolicyManifest)
-    base = find_base(manifest.base, str(spec))
+    if manifest.form == "full":
+        return _load_full(fetched, str(spec), dtype)
+    return _load_lora(folder, manifest, str(spec), dtype)
+
+
+def _load_full(fetched: Resolved, name: str, dtype: Dtype) -> LanguageModel:
+    folder = fetched.path
+    # Its own weights, not those of the base in its manifest, are what this policy is.
+    identity = BaseIdentity(
+        repo_id=fetched.repo_id,
+        revision=fetched.revision,
+        weights_sha256=weights_sha256(folder),
+        source="hub" if fetched.repo_id else "local",
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    return LanguageModel(model.eval(), load_tokenizer(folder), identity, name)
+
+
+def _load_lora(folder: Path, manifest: PolicyManifest, name: str, dtype: Dtype) -> LanguageModel:
+    files = check_adapter(folder, name, task="CAUSAL_LM")
+    base = find_base(manifest.base, name)
     policy = LanguageModel.load(None if base.name == EMBEDDED else base.path, dtype=dtype)
-    adapted = PeftModel.from_pretrained(policy.model, folder)
+    try:
+        adapted = PeftModel.from_pretrained(policy.model, folder, SLOT)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise BaseMismatchError(
+            f"{name}: the adapter in {folder} does not fit its base: {error}"
+        ) from error
+    check_fits(adapted, SLOT, files, name)
     # The model below PEFT's wrapper holds the LoRA layers and is an ordinary transformers model.
-    return LanguageModel(adapted.get_base_model().eval(), policy.tokenizer, policy.base, str(spec))
+    return LanguageModel(adapted.get_base_model().eval(), policy.tokenizer, policy.base, name)
 
 
 def policy_summary(manifest: PolicyManifest) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from morlaif_hub.comparisons import Message
+from morlaif_hub.errors import OptionError
 from morlaif_hub.hub.manifest import PolicyCheckpoint
 from morlaif_hub.models.formats import encode, prompt_text
 from morlaif_hub.models.generation import SamplingSettings, sample_responses
@@ -47,25 +48,36 @@ class HeldOut:
     texts: tuple[str, ...]
 
     def checkpoint(self, step: int, objectives: Sequence[str]) -> PolicyCheckpoint:
-        """Return the means, as a manifest keeps them."""
-        means = self.scores.mean(axis=0).tolist()
+        """Return the means over prompts, each prompt's mean counting once, for a manifest."""
+        means = self._by_prompt(self.scores).mean(axis=0).tolist()
         return PolicyCheckpoint(
             step=step,
-            reward=float(self.rewards.mean()),
+            reward=float(self._by_prompt(self.rewards).mean()),
             objectives=dict(zip(objectives, means, strict=True)),
             kl=self.kl,
-            words=float(self.words.mean()),
-            finished=float(self.finished.mean()),
+            words=float(self._by_prompt(self.words).mean()),
+            finished=float(self._by_prompt(self.finished).mean()),
         )
 
     def change_from(self, before: "HeldOut") -> Interval:
-        """Return the 95 % interval of the change in reward since `before`, over prompts."""
-        shared = np.intersect1d(self.prompts, before.prompts)
-        change = [
-            self.rewards[self.prompts == i].mean() - before.rewards[before.prompts == i].mean()
-            for i in shared
-        ]
-        return bootstrap_interval(change, shared.tolist())
+        """Return the 95 % interval of the change in the checkpoints' reward since `before`.
+
+        Raises:
+            OptionError: If they were not measured on the same prompts.
+        """
+        prompts = np.unique(self.prompts)
+        if not np.array_equal(prompts, np.unique(before.prompts)):
+            raise OptionError(
+                f"a change needs the same prompts before and after, got {len(prompts)} after and "
+                f"{len(np.unique(before.prompts))} before, not all of them the same"
+            )
+        change = self._by_prompt(self.rewards) - before._by_prompt(before.rewards)
+        return bootstrap_interval(change, prompts)
+
+    def _by_prompt(self, values: Array) -> Array:
+        """Return the mean of each prompt's rows, in the order of the prompts' indices."""
+        rows = [values[self.prompts == prompt].mean(axis=0) for prompt in np.unique(self.prompts)]
+        return np.array(rows)
 
 
 def measure(
@@ -79,20 +91,23 @@ def measure(
 ) -> HeldOut:
     """Sample responses to held-out prompts and measure them.
 
+    Every sample counts, equal and empty ones too: a policy that repeats itself or falls silent is
+    measured as it is.
+
     Args:
         policy: What answers.
         prompts: Message lists that training did not see.
         bank: Scores the responses.
         combine: From `bind_scalarizer`.
-        sampling: The same for every policy that is to be compared.
+        sampling: The same for every policy that is to be compared; `distinct` is taken for False.
         reference: A context in which the policy's model is the reference; None for the
             reference itself, whose KL is 0.
     """
-    sampled = sample_responses(policy, prompts, sampling)
+    sampled = sample_responses(policy, prompts, replace(sampling, distinct=False))
     flat = [(i, response) for i, found in enumerate(sampled) for response in found]
     texts = [response.text for _, response in flat]
     scores = bank.score([list(prompts[i]) for i, _ in flat], texts)
-    pairs = [(prompts[i], response.text) for i, response in flat]
+    pairs = [(prompts[i], response.ids) for i, response in flat]
     return HeldOut(
         scores=scores.double().numpy(),
         rewards=combine(scores).double().numpy(),
@@ -107,13 +122,19 @@ def measure(
 @torch.no_grad()
 def mean_kl(
     policy: LanguageModel,
-    pairs: Sequence[tuple[Sequence[Message], str]],
+    pairs: Sequence[tuple[Sequence[Message], Sequence[int]]],
     reference: Callable[[], AbstractContextManager[Any]],
 ) -> float:
     """Return the mean, over response tokens, of KL(policy || reference), in nats.
 
     At every token the divergence is summed over the whole vocabulary rather than estimated from
     the sampled token, which is exact there and never negative.
+
+    Args:
+        policy: The model that answered, and what its prompts are encoded with.
+        pairs: Prompts and the token ids that were sampled, the end of the turn among them:
+            whether to stop is one of the policy's choices.
+        reference: A context in which the policy's model is the reference.
     """
     total = tokens = 0.0
     for start in range(0, len(pairs), ROWS):
@@ -132,17 +153,16 @@ def _log_probabilities(model: Any, ids: Tensor, mask: Tensor, predicts: Tensor) 
 
 
 def _batch(
-    policy: LanguageModel, pairs: Sequence[tuple[Sequence[Message], str]]
+    policy: LanguageModel, pairs: Sequence[tuple[Sequence[Message], Sequence[int]]]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ids, mask and which positions predict a token of a response."""
     rows, predicts = [], []
     for prompt, response in pairs:
-        text = prompt_text(policy.tokenizer, prompt)
-        before = len(encode(policy.tokenizer, text))
-        row = torch.tensor(encode(policy.tokenizer, text + response))
+        asked = encode(policy.tokenizer, prompt_text(policy.tokenizer, prompt))
+        row = torch.tensor([*asked, *response])
         places = torch.arange(len(row))
         rows.append(row)
-        predicts.append((places >= before - 1) & (places < len(row) - 1))
+        predicts.append((places >= len(asked) - 1) & (places < len(row) - 1))
     device = policy.model.device
     ids = pad_sequence(rows, batch_first=True).to(device)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)

@@ -28,7 +28,14 @@ from morlaif_hub.comparisons import Message
 from morlaif_hub.errors import OptionError
 from morlaif_hub.figures import learning_curves, png
 from morlaif_hub.hub.artifact import seal, stage
-from morlaif_hub.hub.manifest import PolicyCheckpoint, PolicyManifest, WeightRecord
+from morlaif_hub.hub.manifest import (
+    MANIFEST_NAME,
+    BaseManifest,
+    PolicyCheckpoint,
+    PolicyManifest,
+    WeightRecord,
+    read_manifest,
+)
 from morlaif_hub.models.generation import SamplingSettings
 from morlaif_hub.models.language_model import LanguageModel, ModelFolder, load_tokenizer
 from morlaif_hub.policies.measure import HeldOut, measure
@@ -92,11 +99,12 @@ class PolicySettings:
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             seed=self.seed,
+            distinct=False,
         )
 
 
 @dataclass(frozen=True)
-class Objective:
+class RewardSpec:
     """What a policy is trained for: a bank and how its scores become one reward.
 
     Attributes:
@@ -131,7 +139,7 @@ class TrainedPolicy(NamedTuple):
 
 def train_policy(
     base: ModelFolder,
-    objective: Objective,
+    reward: RewardSpec,
     *,
     prompts: Prompts,
     held_out: Prompts,
@@ -146,7 +154,7 @@ def train_policy(
 
     Args:
         base: The model to align.
-        objective: Bank, scalarizer and weights.
+        reward: Bank, scalarizer and weights.
         prompts: What is trained on.
         held_out: What is measured on; no prompt of it may be trained on.
         folder: Where the artifact goes.
@@ -157,11 +165,11 @@ def train_policy(
         ObjectiveMismatchError: If the weights do not match the bank.
         OptionError: If a held-out prompt is among the training prompts, or there are none.
     """
-    combine = objective.combine()
+    combine = reward.combine()
     _check_apart(prompts, held_out)
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        trainer = _trainer(base, objective, prompts, settings, Path(scratch))
+        trainer = _trainer(base, reward, prompts, settings, Path(scratch))
         policy = LanguageModel(
             trainer.model.get_base_model(), trainer.processing_class, base.base, base.name
         )
@@ -171,7 +179,7 @@ def train_policy(
             return measure(
                 policy,
                 held_out,
-                bank=objective.bank,
+                bank=reward.bank,
                 combine=combine,
                 sampling=settings.sampling,
                 reference=trainer.model.disable_adapter,
@@ -183,7 +191,7 @@ def train_policy(
         trainer.train()
         set_peft_model_state_dict(trainer.model, watch.kept.weights)
         with stage(folder) as staging:
-            manifest = _save(trainer.model, staging, folder, base, objective, settings, watch)
+            manifest = _save(trainer.model, staging, folder, base, reward, settings, watch)
     return TrainedPolicy(manifest, watch.checks[0].seen, watch.kept.seen)
 
 
@@ -247,19 +255,17 @@ def _check_apart(prompts: Prompts, held_out: Prompts) -> None:
 
 def _trainer(
     base: ModelFolder,
-    objective: Objective,
+    reward: RewardSpec,
     prompts: Prompts,
     settings: PolicySettings,
     scratch: Path,
 ) -> GRPOTrainer:
-    linear = objective.scalarizer == "linear"
-    weights = objective.named_weights
+    linear = reward.scalarizer == "linear"
+    weights = reward.named_weights
     functions = (
-        reward_functions(objective.bank)
+        reward_functions(reward.bank)
         if linear
-        else reward_function(
-            objective.bank, scalarizer=objective.scalarizer, weights=objective.weights
-        )
+        else reward_function(reward.bank, scalarizer=reward.scalarizer, weights=reward.weights)
     )
     return GRPOTrainer(
         model=str(base.path),
@@ -307,25 +313,25 @@ def _save(
     staging: Path,
     folder: Path,
     base: ModelFolder,
-    objective: Objective,
+    reward: RewardSpec,
     settings: PolicySettings,
     watch: _Watch,
 ) -> PolicyManifest:
     save_adapter(model, staging, base.base)
-    curve = tuple(c.seen.checkpoint(c.step, objective.bank.objectives) for c in watch.checks)
+    curve = tuple(c.seen.checkpoint(c.step, reward.bank.objectives) for c in watch.checks)
     _draw(curve, staging / "figures")
     change = watch.kept.seen.change_from(watch.checks[0].seen)
     manifest = PolicyManifest(
-        license="apache-2.0",
+        license=_license(base.path),
         name=folder.name,
         form="lora",
         base=base.base,
         algorithm="grpo",
-        objectives=objective_records(objective.bank, beside=folder),
-        scalarizer=objective.scalarizer,
+        objectives=objective_records(reward.bank, beside=folder),
+        scalarizer=reward.scalarizer,
         weights=tuple(
             WeightRecord(objective=name, value=value, interval=None)
-            for name, value in objective.named_weights.items()
+            for name, value in reward.named_weights.items()
         ),
         seed=settings.seed,
         steps=watch.kept.step,
@@ -338,6 +344,13 @@ def _save(
         versions={n: version(n) for n in ("morlaif-hub", "torch", "transformers", "trl", "peft")},
     )
     return seal(staging, manifest)
+
+
+def _license(base: Path) -> str:
+    """Return the base's licence, which a LoRA on it inherits; `other` where it is not known."""
+    if not (base / MANIFEST_NAME).is_file():
+        return "other"
+    return read_manifest(base, BaseManifest).license
 
 
 def _draw(curve: Sequence[PolicyCheckpoint], folder: Path) -> None:
