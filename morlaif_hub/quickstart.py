@@ -8,7 +8,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +34,18 @@ from morlaif_hub.hub.manifest import (
     SourceRecord,
 )
 from morlaif_hub.judges.base import Question, load_judge
+from morlaif_hub.judges.likelihood import REQUEST
+from morlaif_hub.judges.local import QUESTION
+from morlaif_hub.judges.prompts import prompt_sha256
 from morlaif_hub.models.embedded import embedded_model
 from morlaif_hub.models.generation import SamplingSettings
 from morlaif_hub.models.language_model import LanguageModel, model_folder
 from morlaif_hub.policies.artifact import policy_summary
-from morlaif_hub.policies.trl import Objective, PolicySettings, train_policy
+from morlaif_hub.policies.trl import PolicySettings, RewardSpec, train_policy
 from morlaif_hub.preference_models.preferences import feedback_preferences
 from morlaif_hub.preference_models.train import TrainSettings, train_preference_models
 from morlaif_hub.principles import load_constitution
+from morlaif_hub.progress import Reached, Silent, StageProgress
 from morlaif_hub.sampling import PAIRS_FILE, RESPONSES_FILE, pairs_of, read_responses, sample_pairs
 from morlaif_hub.stages import Stages
 from morlaif_hub.statistics import correlation
@@ -60,24 +64,6 @@ LETTER_JUDGE = "local:embedded"
 REPORT = "quickstart"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 EXAMPLES = 4
-
-
-class Progress(Protocol):
-    """Shows how far a stage of the work is, such as a bar of tqdm."""
-
-    def start(self, stage: str, total: int) -> None:
-        """Begin a stage, in words, of `total` units; the one before it is over."""
-
-    def advance(self, count: int) -> None:
-        """Count units that were just done."""
-
-
-class _Silent:
-    def start(self, stage: str, total: int) -> None:
-        pass
-
-    def advance(self, count: int) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -99,12 +85,14 @@ class QuickstartSettings:
     seed: int = 0
     train_prompts: int = 36
     train_responses: int = 4
-    held_out_prompts: int = 16
+    held_out_prompts: int = 20
     held_out_responses: int = 8
     max_new_tokens: int = 48
     letter_pairs: int = 24
     training: TrainSettings = field(default_factory=TrainSettings)
-    policy: PolicySettings | None = field(default_factory=lambda: PolicySettings(max_kl=0.2))
+    policy: PolicySettings | None = field(
+        default_factory=lambda: PolicySettings(max_kl=0.2, learning_rate=1e-3)
+    )
 
     def with_one_seed(self) -> "QuickstartSettings":
         """Return the same settings with the seed in all parts."""
@@ -117,7 +105,7 @@ def run_quickstart(
     workspace: Workspace,
     settings: QuickstartSettings | None = None,
     *,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> dict[str, Any]:
     """Run the whole loop and write its artifacts and reports into a workspace.
 
@@ -138,7 +126,7 @@ def run_quickstart(
     """
     workspace.check_writable()
     settings = (settings or QuickstartSettings()).with_one_seed()
-    run = _Quickstart(workspace, settings, progress or _Silent())
+    run = _Quickstart(workspace, settings, progress or Silent())
     return run.all()
 
 
@@ -152,7 +140,7 @@ class _Sampled:
 
 class _Quickstart:
     def __init__(
-        self, workspace: Workspace, settings: QuickstartSettings, progress: Progress
+        self, workspace: Workspace, settings: QuickstartSettings, progress: StageProgress
     ) -> None:
         self.workspace, self.settings, self.progress = workspace, settings, progress
         self.constitution = load_constitution()
@@ -164,7 +152,13 @@ class _Quickstart:
         self.pairs_file = workspace.pairs / PAIRS_FILE
         self.stages = Stages(
             workspace.reports / "quickstart-stages.json",
-            [__version__, self.base.base.weights_sha256, INSTRUCTIONS],
+            [
+                __version__,
+                self.base.base.weights_sha256,
+                INSTRUCTIONS,
+                self.prompts(),
+                [(p.sha256(), p.probes_sha256()) for p in self.principles],
+            ],
         )
 
     def all(self) -> dict[str, Any]:
@@ -172,8 +166,10 @@ class _Quickstart:
         sizes = {k: v for k, v in asdict(settings).items() if isinstance(v, int)}
         feedback = [self.workspace.feedback(name) for name in PRINCIPLES]
         results: dict[str, Any] = {"policy": None}
-        stages.run("sample", sizes, [self.pairs_file], self.sample)
-        results |= stages.run("label", [JUDGE, LETTER_JUDGE], feedback, self.label)
+        files = [self.workspace.pairs / name / RESPONSES_FILE for name in ("train", "held-out")]
+        stages.run("sample", sizes, [self.pairs_file, *files], self.sample)
+        asked = [JUDGE, LETTER_JUDGE, prompt_sha256(REQUEST, QUESTION)]
+        results |= stages.run("label", asked, feedback, self.label)
         stages.run("train", asdict(settings.training), self.model_folders(), self.train)
         results |= stages.run("steer", SHARES, [self.workspace.bank], self.steer)
         if settings.policy is not None:
@@ -222,9 +218,9 @@ class _Quickstart:
             settings=CollectSettings(seed=self.settings.seed),
             progress=self.progress,
         )
-        return {"letter_judge": self.letter_judge()}
+        return self.letter_judge()
 
-    def letter_judge(self) -> dict[str, float]:
+    def letter_judge(self) -> dict[str, Any]:
         """Show what a judge that names a letter does when the order changes."""
         held_out = [c for c in self.comparisons() if c.split == "test"]
         every = max(1, len(held_out) // self.settings.letter_pairs)
@@ -235,8 +231,11 @@ class _Quickstart:
         verdicts = load_judge(LETTER_JUDGE).verdicts(questions, progress=self.progress.advance)
         report = bias_report(chosen, verdicts, seed=self.settings.seed)
         return {
-            "position_bias": report.position_bias.value,
-            "flip_rate": report.flip_rate.value,
+            "letter_judge": {
+                "position_bias": report.position_bias.value,
+                "flip_rate": report.flip_rate.value,
+            },
+            "letter_judge_pairs": len(chosen),
         }
 
     def train(self) -> dict[str, Any]:
@@ -249,7 +248,7 @@ class _Quickstart:
             base=self.base,
             folders=self.model_folders(),
             settings=self.settings.training,
-            progress=_Staged(self.progress),
+            progress=Reached(self.progress),
         )
         return {}
 
@@ -295,7 +294,7 @@ class _Quickstart:
         self.progress.start(f"aligning a policy with {TRAINED_FOR}", settings.max_steps)
         trained = train_policy(
             self.base,
-            Objective(bank, "linear", weights),
+            RewardSpec(bank, "linear", weights),
             prompts=[prompt for prompt, _ in sampled.train],
             held_out=[prompt for prompt, _ in sampled.held_out],
             folder=self.workspace.policy(REPORT),
@@ -366,21 +365,6 @@ class _Quickstart:
         write_text(reports / f"{REPORT}.json", json.dumps(result, indent=2) + "\n")
         write_text(reports / f"{REPORT}.html", render_report(result))
         return result
-
-
-class _Staged:
-    """Turns what training tells of its stages into a progress bar's start and advance."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._stage, self._done = "", 0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
-            self._progress.start(stage, total)
-            self._stage, self._done = stage, 0
-        self._progress.advance(done - self._done)
-        self._done = done
 
 
 def _answered(folder: Path) -> list[_Answered]:

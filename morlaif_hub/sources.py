@@ -87,14 +87,25 @@ def resolve_source(source: str | Path) -> Source:
     return Source(resolved.path.joinpath(*folder), name, resolved.revision)
 
 
-_NOT_ROWS = frozenset({"morlaif.json", "dataset_info.json", "dataset_infos.json", "state.json"})
+_NOT_ROWS = frozenset(
+    {
+        "morlaif.json",
+        "dataset_info.json",
+        "dataset_infos.json",
+        "state.json",
+        # Ours: what pairs were made of, and how far a quickstart came.
+        "responses.jsonl",
+        "quickstart-stages.json",
+    }
+)
 _SPLIT_NAME = re.compile(r"(?<![a-z])(train|test)(?![a-z])")
 
 
 def data_files(source: Source, *, text_too: bool = False) -> list[DataFile]:
     """Return the file that a source is, or all data files of its folder in sorted order.
 
-    Hidden files and files that describe a data set are no data. `text_too` accepts a `.txt` file.
+    Hidden files, files that describe a data set and those that lie beside our pairs are no data,
+    unless they are named themselves. `text_too` accepts a `.txt` file.
 
     Raises:
         DataError: If there is no such file or folder, or it holds no data.

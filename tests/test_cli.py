@@ -23,18 +23,25 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from morlaif_hub import __version__, quickstart
+from morlaif_hub import PMBank, __version__, quickstart, sampling, steering
+from morlaif_hub.bank.artifact import write_bank
 from morlaif_hub.cli import COMMANDS, FriendlyGroup, cli, demo
-from morlaif_hub.cli.command import bank_sources
+from morlaif_hub.cli.banks import bank_sources
 from morlaif_hub.cli.pairs import read_pairs
 from morlaif_hub.cli.progress import Progress
-from morlaif_hub.cli.tables import doubts, printable, table
+from morlaif_hub.cli.tables import doubts, printable, table, validation_table
 from morlaif_hub.errors import ModelNotFoundError
 from morlaif_hub.feedback.collect import CollectSettings
 from morlaif_hub.feedback.dataset import FeedbackDataset
 from morlaif_hub.hub.artifact import open_artifact, seal
-from morlaif_hub.hub.manifest import PolicyManifest, PreferenceModelManifest, read_manifest
-from morlaif_hub.models.generation import SamplingSettings
+from morlaif_hub.hub.manifest import (
+    PartRecord,
+    PolicyManifest,
+    PreferenceModelManifest,
+    ValidationRecord,
+    read_manifest,
+)
+from morlaif_hub.models.generation import Response, SamplingSettings
 from morlaif_hub.policies.trl import PolicySettings
 from morlaif_hub.preference_models.lora import LoraSettings
 from morlaif_hub.preference_models.train import TrainSettings
@@ -295,8 +302,6 @@ def test_models_are_trained_measured_and_validated(project: Project) -> None:
 
 
 def test_scores_are_those_of_the_bank(project: Project) -> None:
-    from morlaif_hub import PMBank
-
     bank = PMBank.from_pretrained([project.workspace.preference_model(name) for name in BOTH])
     data = project.printed["score"]
     assert data["objectives"] == bank.high_scores
@@ -363,8 +368,9 @@ def test_progress_and_hints_alone_are_on_stderr(project: Project, tmp_path: Path
         stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     assert set(json.loads(stdout)) == set(generator().JSON["train-policy"])
-    first, last = stderr.splitlines()
-    assert first == "training with grpo (1 to do)"
+    first, second, last = stderr.splitlines()
+    assert first == ("reward: max_min of conciseness 0.50, detail 0.50 (weights: all the same)")
+    assert second == "training with grpo (1 to do)"
     assert last.startswith("next: morlaif-hub steer --model ")
 
 
@@ -399,8 +405,69 @@ def test_train_pm_learns_from_people(tmp_path: Path) -> None:
     assert manifest.training.labels == "human"
     assert manifest.training.layers == (0, 1, 2, 3)
     assert manifest.dataset.sha256 == hashlib.sha256(pairs.read_bytes()).hexdigest()
+    assert manifest.license == "other"
     scored = printed("score", "--pairs", pairs, "--workspace", tmp_path / "workspace")
     assert {row["human_choice"] for row in scored["pairs"]} == {"a", "b"}
+    named = passed(*arguments, "--workspace", tmp_path / "workspace", "--license", "mit")
+    assert "hint:" not in named.stderr
+    again = open_artifact(Path(data["principles"]["empathy"]["path"]), PreferenceModelManifest)
+    assert again.license == "mit"
+
+
+def test_models_have_the_licence_of_the_feedback_unless_told(
+    project: Project, tmp_path: Path
+) -> None:
+    feedback = ("collect-feedback", "detail", "--judge", "likelihood:", "--unvalidated")
+    shutil.copytree(project.folder, tmp_path / "copy")
+    there = ("--workspace", tmp_path / "copy")
+    passed(*feedback, "--license", "cc-by-4.0", *there)
+    model = Workspace(tmp_path / "copy").preference_model("detail")
+    for options, expected in (((), "cc-by-4.0"), (("--license", "mit"), "mit")):
+        result = passed("train-pm", "detail", *options, *there)
+        assert open_artifact(model, PreferenceModelManifest).license == expected
+        assert "hint:" not in result.stderr
+        assert "r(words)" in result.stdout
+
+
+def test_sampling_takes_a_system_message_and_stop_strings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    original = sampling.sample_pairs
+
+    def listen(*arguments: Any, settings: SamplingSettings, **rest: Any) -> Any:
+        asked.append(settings.stop)
+        return original(*arguments, settings=settings, **rest)
+
+    monkeypatch.setattr(sampling, "sample_pairs", listen)
+    rows = [
+        {"prompt": [{"role": "system", "content": "Be odd."}, {"role": "user", "content": "Hi"}]},
+        {"prompt": "Hello"},
+    ]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--max-new-tokens", "8", "--stop", "\n", "--stop", "User:", "--system", "Be brief.")
+    data = printed("sample-pairs", "--prompts", prompts, *options, "--workspace", tmp_path / "new")
+    assert asked == [("\n", "User:")]
+    pairs = read_pairs(str(tmp_path / "new/pairs"), Workspace(tmp_path)).comparisons
+    assert len(pairs) == data["pairs"] == 2
+    assert {tuple(m["content"] for m in pair.prompt) for pair in pairs} == {
+        ("Be brief.", "Hi"),
+        ("Be brief.", "Hello"),
+    }
+    printed("sample-pairs", "--prompts", prompts, *options[:2], "--workspace", tmp_path / "plain")
+    assert asked[1] == ()
+
+
+def test_steering_says_when_the_policy_repeats_itself(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("steer", *PROMPT, "-n", "3", "--max-new-tokens", "4", "--workspace")
+    assert "repeats itself" not in passed(*arguments, project.folder).stderr
+    same = [[Response("Wide.", True), Response("Blue.", True)]]
+    monkeypatch.setattr(steering, "sample_responses", lambda *_a, **_k: same)
+    said = passed(*arguments, project.folder).stderr
+    assert "hint: 2 different answers came back of 3: the policy repeats itself\n" in said
 
 
 # Errors: one line, exit 1, and nothing that was there is lost.
@@ -798,16 +865,115 @@ def test_the_demos_program_is_found(tmp_path: Path) -> None:
     assert demo.program(tmp_path) == inside
 
 
-def test_a_workspaces_own_bank_goes_first(project: Project, tmp_path: Path) -> None:
+@pytest.fixture
+def banked(project: Project, tmp_path: Path) -> Workspace:
+    """Return a workspace with a bank of its two preference models."""
     workspace = Workspace(tmp_path / "copy")
-    with pytest.raises(ModelNotFoundError, match="no --bank was given"):
-        bank_sources(workspace, ())
     shutil.copytree(project.folder, workspace.root)
-    assert bank_sources(workspace, ()) == [workspace.preference_model(name) for name in BOTH]
-    workspace.bank.mkdir()
-    (workspace.bank / "morlaif.json").write_text("{}")
-    assert bank_sources(workspace, ()) == [workspace.bank]
-    assert bank_sources(workspace, ("ann/bank",)) == ["ann/bank"]
+    bank = PMBank.from_pretrained([workspace.preference_model(name) for name in BOTH])
+    weights = {"conciseness": 0.25, "detail": 2.0}
+    scores = [[0.0, 1.0], [1.0, 0.5], [2.0, 0.7]]
+    write_bank(bank, workspace.bank, scores=scores, weights=weights, scalarizer="max_min")
+    return workspace
+
+
+def test_a_workspaces_own_bank_goes_first(
+    banked: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ModelNotFoundError, match="no --bank was given"):
+        bank_sources(Workspace(tmp_path / "none"), ())
+    assert bank_sources(banked, ()) == [banked.bank]
+    assert bank_sources(banked, ("ann/bank",)) == ["ann/bank"]
+    shutil.rmtree(banked.bank)
+    assert bank_sources(banked, ()) == [banked.preference_model(name) for name in BOTH]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bank_that_is_out_of_date_is_left_aside(banked: Workspace) -> None:
+    """Loading it would fail, or leave out what was trained since."""
+    detail, empathy = map(banked.preference_model, ("detail", "empathy"))
+    arguments = ("score", *PROMPT, "--response", "No.", "--workspace", banked.root)
+    assert "hint:" not in passed(*arguments).stderr
+    seal(detail, replace(read_manifest(detail, PreferenceModelManifest), license="mit"))
+    result = passed(*arguments)
+    (hint,) = (line for line in result.stderr.splitlines() if line.startswith("hint: "))
+    assert "is out of date (trained again since: detail), so all" in hint
+    principle = load_constitution().get("empathy")
+    manifest = read_manifest(banked.preference_model("conciseness"), PreferenceModelManifest)
+    named = replace(manifest.principle, name=principle.name)
+    shutil.copytree(banked.preference_model("conciseness"), empathy)
+    seal(empathy, replace(manifest, principle=named, files=()))
+    result = run(*arguments, "--json")
+    assert "(trained again since: detail; not in it: empathy)" in result.stderr
+    assert list(json.loads(result.stdout)["objectives"]) == [*BOTH, "empathy"]
+    shutil.rmtree(detail)
+    assert "(no longer there: detail; not in it: empathy)" in passed(*arguments).stderr
+
+
+def test_what_a_killed_run_left_is_no_preference_model(banked: Workspace) -> None:
+    detail = banked.preference_model("detail")
+    shutil.copytree(detail, detail.with_name(".detail.0123.new"))
+    assert bank_sources(banked, ()) == [banked.bank]
+    shutil.rmtree(banked.bank)
+    assert bank_sources(banked, ()) == [banked.preference_model(name) for name in BOTH]
+
+
+@pytest.mark.parametrize(
+    ("options", "scalarizer", "weights", "whose"),
+    [
+        ((), "max_min", (0.25, 2.0), "the bank's own"),
+        (("--scalarizer", "linear"), "linear", (0.25, 2.0), "the bank's own"),
+        (("--weights", "detail=1,conciseness=3"), "max_min", (3.0, 1.0), "as given"),
+        (("--bank", "pms/conciseness", "--bank", "pms/detail"), "linear", (0.5, 0.5), "all the"),
+    ],
+)
+def test_a_banks_own_weights_and_scalarizer_are_the_default(
+    banked: Workspace,
+    options: tuple[str, ...],
+    scalarizer: str,
+    weights: tuple[float, float],
+    whose: str,
+) -> None:
+    places = [str(banked.root / o) if o.startswith("pms/") else o for o in options]
+    arguments = ("steer", *PROMPT, "-n", "2", "--max-new-tokens", "4", *places)
+    result = passed(*arguments, "--workspace", banked.root, "--json")
+    data = json.loads(result.stdout)
+    assert data["scalarizer"] == scalarizer
+    assert data["weights"] == dict(zip(BOTH, weights, strict=True))
+    assert f"(weights: {whose}" in result.stderr
+
+
+def test_a_policy_is_trained_for_the_banks_own_reward(project: Project, banked: Workspace) -> None:
+    there = ("--workspace", banked.root)
+    passed("train-policy", "--prompts", project.prompts, "--max-steps", "1", *there)
+    manifest = open_artifact(banked.policy("policy"), PolicyManifest)
+    assert manifest.scalarizer == "max_min"
+    assert {w.objective: w.value for w in manifest.weights} == {"conciseness": 0.25, "detail": 2.0}
+
+
+def test_all_that_was_measured_on_probes_fits_a_terminal() -> None:
+    record = ValidationRecord(
+        verdict="wrong way",
+        accuracy=0.21,
+        interval=(0.09, 0.4),
+        n=24,
+        parts=(
+            PartRecord(part="longer", accuracy=0.11, n=8),
+            PartRecord(part="equal", accuracy=0.33, n=16),
+        ),
+        first_share=0.98,
+        length_correlation=-0.47,
+    )
+    lines = validation_table({"understandability": record}).splitlines()
+    assert max(map(len, lines)) < 100
+    assert lines[1].split() == [
+        *("understandability", "24", "0.21", "0.09", "to", "0.40", "0.11", "-", "0.33", "-0.47"),
+        *("98", "%", "wrong", "way"),
+    ]
+    header = ["n", "accuracy", "95", "%", "interval", "longer", "shorter", "equal", "r(words)"]
+    assert lines[0].split()[3:] == [*header, "first", "verdict"]
+    no_order = validation_table({"detail": replace(record, first_share=None)})
+    assert "first" not in no_order
 
 
 def test_the_hash_of_a_folder_of_pairs(tmp_path: Path) -> None:

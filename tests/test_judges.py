@@ -16,6 +16,7 @@ from tiny import tiny_causal_lm, tiny_tokenizer
 
 from morlaif_hub.comparisons import Comparison
 from morlaif_hub.errors import (
+    DataError,
     JudgeError,
     OptionError,
     PluginError,
@@ -160,6 +161,8 @@ class TestLoading:
             ("local:embedded?temperature=1", "takes no option 'temperature'; it takes: dtype"),
             ("local:embedded?dtype", "'dtype' is no option"),
             ("local:embedded?model=x", "takes no option 'model'"),
+            ("likelihood:M?dtype=foo", "dtype must be one of bfloat16, float32, got 'foo'"),
+            ("local:M?dtype=16", "dtype must be one of bfloat16, float32, got 16"),
         ],
     )
     def test_refuses_options_that_the_kind_does_not_take(self, spec: str, message: str) -> None:
@@ -419,6 +422,11 @@ class TestLikelihoodJudge:
         tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
         with pytest.raises(OptionError, match="roles must alternate"):
             context_text(tokenizer, PAIRS[0].prompt, "The reply is kind.")
+
+    def test_a_prompt_of_system_messages_alone_is_reported(self) -> None:
+        prompt = ({"role": "system", "content": "Be odd."},)
+        with pytest.raises(DataError, match=r"'Be odd\.'.*system messages alone"):
+            context_text(tiny_tokenizer(), prompt, "The reply is kind.")
 
     def test_a_model_without_a_template_reads_plain_text(self) -> None:
         tokenizer = tiny_tokenizer()

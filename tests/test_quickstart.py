@@ -150,15 +150,19 @@ def test_another_seed_gives_other_numbers(
 
 
 NO_NETWORK = """
-import socket, sys
-def refuse(self, address, *rest):
-    if self.family != socket.AF_UNIX:
-        open({log!r}, "a").write(f"{{address}}\\n")
-        raise OSError("no network in this test")
-    return connect(self, address, *rest)
-connect = socket.socket.connect
-socket.socket.connect = socket.socket.connect_ex = refuse
+import socket
+def refused(name, real):
+    def call(*args, **options):
+        if not (args and isinstance(args[0], socket.socket) and args[0].family == socket.AF_UNIX):
+            open({log!r}, "a").write(f"{{name}} {{args}}\\n")
+            raise OSError("no network in this test")
+        return real(*args, **options)
+    return call
+socket.getaddrinfo = refused("getaddrinfo", socket.getaddrinfo)
+for name in ("connect", "connect_ex", "sendto", "sendmsg"):
+    setattr(socket.socket, name, refused(name, getattr(socket.socket, name)))
 """
+ATTEMPT = "import socket; socket.create_connection(('localhost', 9))"
 
 
 @pytest.mark.slow
@@ -174,6 +178,9 @@ def test_no_connection_is_opened_and_a_killed_run_goes_on(tmp_path: Path, embedd
         "MORLAIF_EMBEDDED_MODEL": str(embedded),
         "MORLAIF_CACHE": str(tmp_path / "cache"),
     }
+    subprocess.run([sys.executable, "-c", ATTEMPT], env=environment, capture_output=True)
+    assert "getaddrinfo" in log.read_text()  # what is attempted is seen
+    log.unlink()
     command = [sys.executable, "-m", "morlaif_hub", "quickstart", "--json"]
     command += ["--workspace", str(tmp_path / "workspace")]
     stages = tmp_path / "workspace/reports/quickstart-stages.json"
@@ -202,3 +209,19 @@ def test_the_readmes_example_runs_on_the_quickstarts_bank(
     assert names["scores"].shape == (1, 3)
     assert len(names["steered"].candidates) == 4
     assert [reward.__name__ for reward in names["rewards"]] == list(PRINCIPLES)
+
+
+@pytest.mark.slow
+def test_the_real_model_gives_the_same_numbers_twice(
+    embedded_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judged and steered in bfloat16, as `make quickstart` does."""
+    monkeypatch.setenv("MORLAIF_EMBEDDED_MODEL", str(embedded_folder))
+    small = replace(
+        SETTINGS, max_new_tokens=24, training=TrainSettings(append_eos=True), policy=None
+    )
+    results = []
+    for run in ("one", "two"):
+        monkeypatch.setenv("MORLAIF_CACHE", str(tmp_path / run))
+        results.append(without_times(run_quickstart(Workspace(tmp_path / run / "work"), small)))
+    assert results[0] == results[1]

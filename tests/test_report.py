@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -104,6 +105,7 @@ EXAMPLE: dict[str, Any] = {
     },
     "details": {
         "seed": 0,
+        "letter_judge_pairs": 24,
         "model": {"name": "embedded", "weights_sha256": "5af571cbf074e6d21a03528d2330792e" * 2},
         "findings": ["A first sentence.", "A second sentence."],
         "sweep": {
@@ -291,7 +293,8 @@ RULES = {
     ),
     "letter judge": Rule(
         "Asked to name a letter, in both orders, the same model preferred the response shown first "
-        "in 25 % of its answers and changed its choice with the order in 40 % of the pairs.",
+        "in 25 % of its answers and changed its choice with the order in 40 % of 24 pairs (no "
+        "interval).",
         {"letter_judge": {"position_bias": -0.25, "flip_rate": 0.4}},
         {},
     ),
@@ -931,3 +934,12 @@ def test_reporting_needs_no_model_library() -> None:
     code = "import sys, morlaif_hub.evaluation.report as r; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
+
+
+def test_the_readmes_table_is_that_of_the_stored_run() -> None:
+    """The run of `make quickstart` whose result is kept in docs/quickstart.json."""
+    root = Path(__file__).parents[1]
+    stored = json.loads((root / "docs/quickstart.json").read_text(encoding="utf-8"))
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert f"```\n{closing_table(stored)}\n```" in readme
+    assert stored["details"]["findings"] == findings(stored)

@@ -141,6 +141,7 @@ def test_a_folder_gives_its_data_files_in_order_with_the_split_of_their_names(
         "train/0000.parquet": "train",
     }
     others = ["README.md", "morlaif.json", "dataset_info.json", ".cache/x.jsonl", ".y.jsonl"]
+    others += ["a/responses.jsonl", "quickstart-stages.json"]
     for name in [*expected, *others]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -423,6 +423,8 @@ def test_a_bank_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 def browser() -> Iterator[Any]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
+        if "MORLAIF_REQUIRE_BROWSER" in os.environ:
+            pytest.fail("no Chromium here, where .ci/run says that there has to be one")
         pytest.skip("no Chromium here; .ci/run installs Debian's where it may")
     sync_api = pytest.importorskip("playwright.sync_api")
     quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync")

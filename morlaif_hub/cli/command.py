@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,34 +70,6 @@ def command(
     return decorate
 
 
-class Weights(click.ParamType[dict[str, float]]):
-    """`objective=number`, several with commas between them."""
-
-    name = "K=V,..."
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,  # noqa: ARG002  # click's signature
-        ctx: click.Context | None,  # noqa: ARG002
-    ) -> dict[str, float]:
-        """Return the weights by name; whether they are the bank's is not known here."""
-        if isinstance(value, dict):
-            return value
-        weights: dict[str, float] = {}
-        for part in str(value).split(","):
-            name, equals, text = (piece.strip() for piece in part.partition("="))
-            if not (name and equals and text):
-                self.fail(f"{part!r} is not objective=number, as in conciseness=1,detail=0.5")
-            if name in weights:
-                self.fail(f"{name!r} is there twice")
-            try:
-                weights[name] = float(text)
-            except ValueError:
-                self.fail(f"the weight of {name!r} must be a number, got {text!r}")
-        return weights
-
-
 def seed_option(function: Callable[..., Report]) -> Callable[..., Report]:
     """Add `--seed` to a command that draws something."""
     return click.option(
@@ -106,18 +78,6 @@ def seed_option(function: Callable[..., Report]) -> Callable[..., Report]:
         default=0,
         show_default=True,
         help="Of all that is drawn at random.",
-    )(function)
-
-
-def bank_option(function: Callable[..., Report]) -> Callable[..., Report]:
-    """Add `--bank` to a command that scores."""
-    return click.option(
-        "--bank",
-        "banks",
-        metavar="REPO",
-        multiple=True,
-        help="A preference model or a bank; repeat it for several. [default: the workspace's bank, "
-        "or else its preference models]",
     )(function)
 
 
@@ -137,24 +97,6 @@ def local(path: Path) -> str:
     return str(path) if path.is_absolute() else f"./{path}"
 
 
-def bank_sources(workspace: Workspace, given: Sequence[str]) -> list[str | Path]:
-    """Return the banks that were named, else those of the workspace.
-
-    Raises:
-        ModelNotFoundError: If there are none.
-    """
-    from morlaif_hub.errors import ModelNotFoundError
-    from morlaif_hub.hub.manifest import MANIFEST_NAME
-
-    if given:
-        return list(given)
-    if (workspace.bank / MANIFEST_NAME).is_file():
-        return [workspace.bank]
-    folder = workspace.preference_model("*")
-    found = sorted(path.parent for path in folder.parent.glob(f"*/{MANIFEST_NAME}"))
-    if not found:
-        raise ModelNotFoundError(
-            f"no --bank was given and the workspace {workspace.root} has none; name a bank or a "
-            "preference model, or make one with morlaif-hub train-pm"
-        )
-    return list(found)
+def hint(text: str) -> None:
+    """Say on stderr what a person should know beside the results."""
+    click.echo(f"hint: {text}", err=True)

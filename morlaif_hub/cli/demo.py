@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from morlaif_hub.cli.command import Report, bank_option, bank_sources, command, local
+from morlaif_hub.cli.banks import bank_option, bank_sources
+from morlaif_hub.cli.command import Report, command, local
 from morlaif_hub.workspace import Workspace
 
 PACKAGE = Path(__file__).parent.parent

@@ -8,13 +8,13 @@ import click
 
 from morlaif_hub.cli.command import Report, command, constitution_option, local, seed_option
 from morlaif_hub.cli.progress import Progress
-from morlaif_hub.cli.tables import Cell, doubts, paragraphs, table
-from morlaif_hub.evaluation.wording import bounds, percent
+from morlaif_hub.cli.tables import Cell, doubts, paragraphs, table, validation_table
+from morlaif_hub.evaluation.wording import percent
 from morlaif_hub.workspace import Workspace
 
 if TYPE_CHECKING:
     from morlaif_hub.feedback.collect import CollectionPlan
-    from morlaif_hub.hub.manifest import FeedbackManifest, ValidationRecord
+    from morlaif_hub.hub.manifest import FeedbackManifest
 
 COUNT = click.IntRange(min=1)
 
@@ -55,6 +55,18 @@ COUNT = click.IntRange(min=1)
     show_default=True,
     help="The higher, the more different the responses.",
 )
+@click.option(
+    "--stop",
+    metavar="TEXT",
+    multiple=True,
+    default=(),
+    help="End a response before this text; repeats.",
+)
+@click.option(
+    "--system",
+    metavar="TEXT",
+    help="A system message for every prompt, in place of its own; it is part of the pairs.",
+)
 @seed_option
 def sample_pairs(
     workspace: Workspace,
@@ -63,6 +75,7 @@ def sample_pairs(
     prompts: str,
     limit: int | None,
     all_pairs: bool,
+    system: str | None,
     **sampling: Any,
 ) -> Report:
     """Let a model answer prompts, and pair its responses.
@@ -74,6 +87,9 @@ def sample_pairs(
 
     workspace.check_writable()
     chosen = read_prompts(prompts, limit=limit)
+    if system is not None:
+        told = {"role": "system", "content": system}
+        chosen = [(told, *(m for m in p if m["role"] != "system")) for p in chosen]
     from morlaif_hub import sampling as library
     from morlaif_hub.models.generation import SamplingSettings
     from morlaif_hub.policies.artifact import load_policy
@@ -149,7 +165,7 @@ def validate_judge(
         "principles": {name: asdict(record) for name, record in records.items()},
     }
     verdicts = {p.name: records[p.name].verdict if p.name in records else None for p in wanted}
-    return Report(data, paragraphs(doubts(verdicts, "judge"), _validation_table(records)))
+    return Report(data, paragraphs(doubts(verdicts, "judge"), validation_table(records)))
 
 
 @command("collect-feedback", with_models=True)
@@ -229,36 +245,6 @@ def _plan_report(plan: "CollectionPlan", *, orders: bool) -> Report:
         f"asked{', each in both orders' if orders else ''}. The judge's test comes on top."
     )
     return Report(data, text)
-
-
-def _validation_table(records: "Mapping[str, ValidationRecord]") -> str:
-    """Return what a judge is worth by principle, and by which side of a probe is longer."""
-    rows: list[list[Cell]] = []
-    for name, record in records.items():
-        parts = {part.part: part.accuracy for part in record.parts}
-        rows.append(
-            [
-                name,
-                record.accuracy,
-                bounds(record.interval),
-                record.n,
-                parts.get("longer"),
-                parts.get("shorter"),
-                None if record.first_share is None else percent(record.first_share),
-                record.verdict,
-            ]
-        )
-    header = (
-        "principle",
-        "accuracy",
-        "95 % interval",
-        "probes",
-        "if longer is better",
-        "if shorter is better",
-        "shown first wins",
-        "verdict",
-    )
-    return table(header, rows)
 
 
 def _feedback_report(manifests: "Mapping[str, FeedbackManifest]", workspace: Workspace) -> Report:

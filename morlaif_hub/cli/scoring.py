@@ -5,14 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from morlaif_hub.cli.command import (
-    Report,
-    Weights,
-    bank_option,
-    bank_sources,
-    command,
-    seed_option,
-)
+from morlaif_hub.cli.banks import bank_option, bank_sources, choose_reward, reward_options
+from morlaif_hub.cli.command import Report, command, hint, seed_option
 from morlaif_hub.cli.progress import Progress
 from morlaif_hub.cli.tables import Cell, doubts, legend, paragraphs, printable, table, wrapped
 from morlaif_hub.evaluation.wording import number
@@ -148,14 +142,7 @@ def _with_words(bank: "PMBank", *results: str) -> str:
     show_default=True,
     help="Answers to choose from.",
 )
-@click.option("--weights", type=Weights(), help="One per objective. [default: all the same]")
-@click.option(
-    "--scalarizer",
-    metavar="NAME",
-    default="linear",
-    show_default=True,
-    help="How scores become one reward; morlaif-hub plugins lists them.",
-)
+@reward_options
 @click.option(
     "--max-new-tokens",
     type=COUNT,
@@ -182,7 +169,7 @@ def steer(
     method: str,
     candidates: int,
     weights: dict[str, float] | None,
-    scalarizer: str,
+    scalarizer: str | None,
     **sampling: Any,
 ) -> Report:
     """Answer a prompt with what a bank likes best.
@@ -193,13 +180,11 @@ def steer(
     from morlaif_hub.bank.bank import PMBank
     from morlaif_hub.models.generation import SamplingSettings
     from morlaif_hub.policies.artifact import load_policy
-    from morlaif_hub.rewards import bind_scalarizer
     from morlaif_hub.steering import best_of_n
 
     settings = SamplingSettings(**sampling)
     bank = PMBank.from_pretrained(sources)
-    # Before the policy is loaded, so that a wrong name does not wait for it.
-    bind_scalarizer(scalarizer, bank.objectives, weights=weights)
+    reward = choose_reward(bank, weights=weights, scalarizer=scalarizer)
     policy = load_policy(model)
     with Progress() as progress:
         progress.start("sampling and scoring", 1)
@@ -208,11 +193,13 @@ def steer(
             bank=bank,
             policy=policy,
             n=candidates,
-            weights=weights,
-            scalarizer=scalarizer,
+            weights=reward.weights,
+            scalarizer=reward.scalarizer,
             sampling=settings,
         )
         progress.advance(1)
+    if (found := len(steered.candidates)) < candidates:
+        hint(f"{found} different answers came back of {candidates}: the policy repeats itself")
     return _steered_report(bank, steered, method)
 
 

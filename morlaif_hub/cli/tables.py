@@ -4,8 +4,12 @@ import shutil
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from morlaif_hub.evaluation.wording import listed, number
+from morlaif_hub.evaluation.wording import bounds, listed, number, percent
+
+if TYPE_CHECKING:
+    from morlaif_hub.hub.manifest import ValidationRecord
 
 Cell = str | float | None
 """Text, a number of two digits after the point, a whole number, or nothing to say."""
@@ -72,6 +76,39 @@ def doubts(verdicts: Mapping[str, str | None], what: str) -> list[str]:
         if names:
             lines.append(wrapped(sentence.format(listed(names))))
     return lines
+
+
+def validation_table(records: "Mapping[str, ValidationRecord]") -> str:
+    """Return what a judge or preference model is worth on probes, by principle and part of them.
+
+    The share of answers for the response shown first is left out where nothing was shown in an
+    order.
+    """
+    ordered = any(record.first_share is not None for record in records.values())
+    rows: list[list[Cell]] = []
+    for name, record in records.items():
+        parts = {part.part: part.accuracy for part in record.parts}
+        shares = [None if record.first_share is None else percent(record.first_share)]
+        rows.append(
+            [
+                name,
+                record.n,
+                record.accuracy,
+                bounds(record.interval),
+                *(parts.get(part) for part in ("longer", "shorter", "equal")),
+                record.length_correlation,
+                *(shares if ordered else []),
+                record.verdict,
+            ]
+        )
+    header = ("on probes of", "n", "accuracy", "95 % interval", "longer", "shorter", "equal")
+    first = ("first",) if ordered else ()
+    note = (
+        "longer, shorter, equal: accuracy where the better side is longer, shorter or as long; "
+        "r(words): correlation of the preference with the difference in words"
+    )
+    note += "; first: how often the response shown first is preferred." if ordered else "."
+    return table((*header, "r(words)", *first, "verdict"), rows) + "\n" + wrapped(note)
 
 
 def paragraphs(*parts: str | Sequence[str]) -> str:

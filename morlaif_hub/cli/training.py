@@ -2,23 +2,30 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from morlaif_hub.cli.banks import bank_option, bank_sources, choose_reward, reward_options
 from morlaif_hub.cli.command import (
     Report,
-    Weights,
-    bank_option,
-    bank_sources,
     command,
     constitution_option,
+    hint,
     local,
     seed_option,
 )
 from morlaif_hub.cli.progress import Progress
-from morlaif_hub.cli.tables import Cell, doubts, legend, paragraphs, table, wrapped
+from morlaif_hub.cli.tables import (
+    Cell,
+    doubts,
+    legend,
+    paragraphs,
+    table,
+    validation_table,
+    wrapped,
+)
 from morlaif_hub.evaluation.wording import bounds, number, percent
 from morlaif_hub.workspace import Workspace
 
@@ -51,6 +58,12 @@ HELD_OUT = 0.2
     help="What to learn from: the workspace's feedback, or people's choices in --pairs.",
 )
 @click.option("--pairs", metavar="SRC", help="Pairs with people's choices, for --labels human.")
+@click.option(
+    "--license",
+    metavar="SPDX",
+    help="Of the preference models; the licence of what they learn from has to allow for it. "
+    "[default: that of the feedback, 'other' for --labels human]",
+)
 @constitution_option
 @seed_option
 def train_pm(
@@ -61,6 +74,7 @@ def train_pm(
     layers: str,
     labels: str,
     pairs: str | None,
+    license: str | None,
     constitution: str,
     seed: int,
 ) -> Report:
@@ -83,6 +97,11 @@ def train_pm(
 
     settings = TrainSettings(lora=LoraSettings(layers=layers), seed=seed)
     preferences = _preferences(wanted, workspace, pairs=pairs, seed=seed)
+    if license is None and pairs is not None:
+        license = "other"
+        hint("the licence is written down as 'other'; --license names that of the pairs")
+    if license is not None:
+        preferences = [replace(given, license=license) for given in preferences]
     with Progress() as progress:
         manifests = train_preference_models(
             preferences,
@@ -144,7 +163,6 @@ def _models_report(manifests: "Sequence[PreferenceModelManifest]", workspace: Wo
                 name,
                 training.pairs,
                 *_held_out(manifest),
-                manifest.validation.verdict if manifest.validation else None,
                 folder,
             ]
         )
@@ -154,13 +172,14 @@ def _models_report(manifests: "Sequence[PreferenceModelManifest]", workspace: Wo
         "accuracy",
         "95 % interval",
         "by length alone",
-        "on probes",
         "preference model",
     )
+    records = {m.principle.name: m.validation for m in manifests if m.validation}
     verdicts = {m.principle.name: m.validation.verdict if m.validation else None for m in manifests}
     text = paragraphs(
         doubts(verdicts, "preference model"),
         table(header, rows),
+        validation_table(records) if records else "",
         legend({m.principle.name: m.principle.high_score for m in manifests}),
     )
     banks = " ".join(f"--bank {folder['path']}" for folder in data.values())
@@ -200,14 +219,7 @@ def _folder_name(_context: click.Context, _parameter: click.Parameter, value: st
     show_default=True,
     help="How to train.",
 )
-@click.option(
-    "--scalarizer",
-    metavar="NAME",
-    default="linear",
-    show_default=True,
-    help="How scores become one reward; morlaif-hub plugins lists them.",
-)
-@click.option("--weights", type=Weights(), help="One per objective. [default: all the same]")
+@reward_options
 @click.option(
     "--max-steps",
     type=click.IntRange(min=1),
@@ -238,7 +250,7 @@ def train_policy(
     prompts: str,
     banks: tuple[str, ...],
     algorithm: str,
-    scalarizer: str,
+    scalarizer: str | None,
     weights: dict[str, float] | None,
     name: str,
     **training: Any,
@@ -260,11 +272,12 @@ def train_policy(
     settings = trl.PolicySettings(**training)
     apart = split_by_prompt(map(prompt_id, given), test_fraction=HELD_OUT, seed=settings.seed)
     base, bank = model_folder(model), PMBank.from_pretrained(sources)
+    reward = choose_reward(bank, weights=weights, scalarizer=scalarizer)
     with Progress() as progress:
         progress.start(f"training with {algorithm}", settings.max_steps)
         trained = trl.train_policy(
             base,
-            trl.Objective(bank, scalarizer, weights),
+            trl.RewardSpec(bank, reward.scalarizer, reward.weights),
             prompts=[prompt for prompt in given if prompt_id(prompt) not in apart],
             held_out=[prompt for prompt in given if prompt_id(prompt) in apart],
             folder=workspace.policy(name),

@@ -53,9 +53,10 @@ def _principles(result: Result) -> Iterator[str]:
 def _letter_judge(result: Result) -> Iterator[str]:
     judge = result["letter_judge"]
     yield from _note(
-        "letter judge: asked in both orders, it preferred the response shown first in "
+        f"letter judge: asked about {result['details']['letter_judge_pairs']} pairs in both "
+        "orders, it preferred the response shown first in "
         f"{percent(0.5 + judge['position_bias'])} of its answers and changed its choice with the "
-        f"order in {percent(judge['flip_rate'])} of the pairs."
+        f"order in {percent(judge['flip_rate'])} of the pairs (no interval)."
     )
 
 

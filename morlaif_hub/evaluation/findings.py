@@ -78,7 +78,8 @@ def _letter_judge(result: Result) -> Iterator[str]:
     yield (
         "Asked to name a letter, in both orders, the same model preferred the response shown first "
         f"in {percent(0.5 + judge['position_bias'])} of its answers and changed its choice with "
-        f"the order in {percent(judge['flip_rate'])} of the pairs."
+        f"the order in {percent(judge['flip_rate'])} of "
+        f"{result['details']['letter_judge_pairs']} pairs (no interval)."
     )
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, runtime_checkable
 
 from morlaif_hub.comparisons import Comparison
 from morlaif_hub.errors import JudgeError, OptionError, PluginError
@@ -271,3 +271,12 @@ def _check_options(kind: str, factory: JudgeFactory, options: dict[str, Any]) ->
         raise OptionError(
             f"judge {kind!r} takes no option {unknown[0]!r}; it takes: {', '.join(known) or 'none'}"
         )
+    for parameter in parameters:
+        accepted = get_args(parameter.annotation)
+        chosen = options.get(parameter.name)
+        literal = get_origin(parameter.annotation) is Literal
+        if literal and parameter.name in options and chosen not in accepted:
+            raise OptionError(
+                f"judge {kind!r}: {parameter.name} must be one of "
+                f"{', '.join(map(str, accepted))}, got {chosen!r}"
+            )

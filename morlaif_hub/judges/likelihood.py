@@ -5,6 +5,7 @@ criterion, minus that after one that asks for the opposite. What a model finds l
 anyway cancels, and so, per token, does length. No order is involved.
 """
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from morlaif_hub.comparisons import Prompt
-from morlaif_hub.errors import JudgeError, OptionError
+from morlaif_hub.errors import DataError, JudgeError, OptionError
 from morlaif_hub.hub.manifest import BaseIdentity
 from morlaif_hub.judges.base import Progress, Question, Verdict, in_questions, spec_of
 from morlaif_hub.judges.prompts import Template, prompt_sha256
@@ -90,6 +91,7 @@ class LikelihoodJudge:
 
         Raises:
             JudgeError: If a dialogue does not fit the model, or a likelihood is not finite.
+            DataError: If a prompt is nothing but system messages.
         """
         prompts: dict[str, Prompt] = {}
         wanted: dict[_Context, dict[str, None]] = {}
@@ -141,9 +143,16 @@ def context_text(tokenizer: Any, prompt: Prompt, description: str) -> str:
     it may ask for the opposite.
 
     Raises:
+        DataError: If the prompt is nothing but system messages.
         OptionError: If the chat template refuses the prompt.
     """
-    *turns, last = [message for message in prompt if message["role"] != "system"]
+    spoken = [message for message in prompt if message["role"] != "system"]
+    if not spoken:
+        raise DataError(
+            f"the prompt {reprlib.repr([m['content'] for m in prompt])} has system messages alone, "
+            "so there is nothing to respond to; add a message of the user, or leave it out"
+        )
+    *turns, last = spoken
     asked = REQUEST.fill({"message": last["content"], "description": description})
     try:
         text = prompt_text(tokenizer, [*turns, {"role": last["role"], "content": asked}])
