@@ -13,11 +13,9 @@ from torch import Tensor
 
 from morlaif_hub import PMBank, load_policy
 
-APP, BANK, MODEL, LOG = sys.argv[1:]
-
 
 def log(line: str) -> None:
-    with open(LOG, "a", encoding="utf-8") as file:
+    with open(sys.argv[4], "a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
@@ -37,14 +35,14 @@ def watch_look_ups() -> None:
     socket.getaddrinfo = watched
 
 
-def main() -> None:
+def main(app_path: str, bank_path: str, model_path: str) -> None:
     watch_look_ups()
-    app = runpy.run_path(APP)
-    bank, policy = WatchedBank.from_pretrained(BANK), load_policy(MODEL)
+    app = runpy.run_path(app_path)
+    bank, policy = WatchedBank.from_pretrained(bank_path), load_policy(model_path)
     policy.model.register_forward_pre_hook(lambda *_: log("passed"))
     log("ready")
-    app["build"](bank, policy, sources=[BANK]).launch(**app["LAUNCH"])
+    app["build"](bank, policy, sources=[bank_path]).launch(**app["LAUNCH"])
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:4])
