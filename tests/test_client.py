@@ -23,7 +23,7 @@ import pytest
 
 from morlaif_hub.errors import ArtifactError, DataError, ModelNotFoundError
 from morlaif_hub.hub.artifact import open_artifact, seal, stage
-from morlaif_hub.hub.client import Resolved, fetch
+from morlaif_hub.hub.client import Resolved, fetch, without_telemetry
 from morlaif_hub.hub.manifest import PreferenceModelManifest
 from tests.manifests import preference_model_manifest
 
@@ -362,3 +362,20 @@ def test_without_wheel_and_hub_three_ways_to_the_embedded_model_are_named_within
     assert answer["error"] == "ModelNotFoundError"
     for way in ("MORLAIF_EMBEDDED_MODEL", "make setup", "reach the Hugging Face Hub"):
         assert way in answer["text"]
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_telemetry_is_off_within_and_as_the_user_chose_after(
+    chosen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    def fail_inside() -> None:
+        with without_telemetry():
+            assert constants.HF_HUB_DISABLE_TELEMETRY
+            raise RuntimeError("stop")
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", chosen)
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_inside()
+    assert chosen == constants.HF_HUB_DISABLE_TELEMETRY

@@ -123,3 +123,9 @@ def test_python_on_pages_parses_and_imports_public_names() -> None:
                 if isinstance(node, ast.ImportFrom) and node.module == "morlaif_hub":
                     names = {alias.name for alias in node.names}
                     assert names <= set(morlaif_hub.__all__), page
+
+
+def test_the_readme_is_short_and_finished() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert "TABLE" not in text

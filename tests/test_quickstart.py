@@ -165,19 +165,37 @@ for name in ("connect", "connect_ex", "sendto", "sendmsg"):
 ATTEMPT = "import socket; socket.create_connection(('localhost', 9))"
 
 
-@pytest.mark.slow
-def test_no_connection_is_opened_and_a_killed_run_goes_on(tmp_path: Path, embedded: Path) -> None:
-    """The command itself, in a process that logs and refuses every connection."""
-    (tmp_path / "site").mkdir()
-    log = tmp_path / "connections.txt"
-    (tmp_path / "site/sitecustomize.py").write_text(NO_NETWORK.format(log=str(log)))
+def watched(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Return a log of connections, and an environment that writes and refuses them."""
+    (folder / "site").mkdir()
+    log = folder / "connections.txt"
+    (folder / "site/sitecustomize.py").write_text(NO_NETWORK.format(log=str(log)))
     quiet = {"HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "CI", "TRL_EXPERIMENTAL_SILENCE"}
     environment = {k: v for k, v in os.environ.items() if k not in quiet}
     environment |= {
-        "PYTHONPATH": str(tmp_path / "site"),
-        "MORLAIF_EMBEDDED_MODEL": str(embedded),
-        "MORLAIF_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": str(folder / "site"),
+        "MORLAIF_CACHE": str(folder / "cache"),
     }
+    return log, environment
+
+
+@pytest.mark.slow
+def test_the_conversion_of_the_real_model_opens_no_connection(tmp_path: Path) -> None:
+    log, environment = watched(tmp_path)
+    environment.pop("MORLAIF_EMBEDDED_MODEL")
+    code = "from morlaif_hub import LanguageModel; print(LanguageModel.load().base.source)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, check=True
+    )
+    assert done.stdout.startswith(b"gguf:")
+    assert not log.exists(), log.read_text()
+
+
+@pytest.mark.slow
+def test_no_connection_is_opened_and_a_killed_run_goes_on(tmp_path: Path, embedded: Path) -> None:
+    """The command itself, in a process that logs and refuses every connection."""
+    log, environment = watched(tmp_path)
+    environment["MORLAIF_EMBEDDED_MODEL"] = str(embedded)
     subprocess.run([sys.executable, "-c", ATTEMPT], env=environment, capture_output=True)
     assert "getaddrinfo" in log.read_text()  # what is attempted is seen
     log.unlink()

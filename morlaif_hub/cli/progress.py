@@ -68,6 +68,7 @@ def quiet_libraries() -> None:
     for name, value in {
         "DATASETS_VERBOSITY": "error",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "TRL_EXPERIMENTAL_SILENCE": "1",

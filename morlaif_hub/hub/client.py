@@ -7,8 +7,9 @@ the same name on this machine cannot stand in for a repository.
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -97,6 +98,26 @@ def fetch(
             f"{wanted.repo_id}: it has no file that matches {', '.join(allow_patterns or ('*',))}"
         )
     return Resolved(folder, wanted.repo_id, folder.name)
+
+
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Within this context the Hub's client, and what is built on it, tell nobody what is done.
+
+    TRL's trainers announce themselves to the Hub when they are made. A run on this machine is
+    nobody else's business, and one that is said to need no network must open no connection.
+
+    Source:
+        https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_TELEMETRY
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_TELEMETRY = before
 
 
 def _existing(path: Path, repo_type: RepoType) -> Path:

@@ -28,6 +28,7 @@ from morlaif_hub.comparisons import Message
 from morlaif_hub.errors import OptionError
 from morlaif_hub.figures import learning_curves, png
 from morlaif_hub.hub.artifact import seal, stage
+from morlaif_hub.hub.client import without_telemetry
 from morlaif_hub.hub.manifest import (
     MANIFEST_NAME,
     BaseManifest,
@@ -169,7 +170,8 @@ def train_policy(
     _check_apart(prompts, held_out)
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        trainer = _trainer(base, reward, prompts, settings, Path(scratch))
+        with without_telemetry():
+            trainer = _trainer(base, reward, prompts, settings, Path(scratch))
         policy = LanguageModel(
             trainer.model.get_base_model(), trainer.processing_class, base.base, base.name
         )

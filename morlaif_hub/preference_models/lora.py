@@ -25,6 +25,7 @@ from trl import RewardConfig, RewardTrainer
 
 from morlaif_hub.bank.trunk import layer_list
 from morlaif_hub.errors import OptionError, TrainingError
+from morlaif_hub.hub.client import without_telemetry
 from morlaif_hub.preference_models.features import FrozenFeatures, Ids
 
 Array = NDArray[np.float64]
@@ -224,7 +225,7 @@ def _trainer(
         }
     )
     longest = max(len(ids) for ids in (*train.better, *train.worse))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, without_telemetry():
         trainer = _WeightedRewardTrainer(
             model=model,
             args=RewardConfig(
