@@ -12,6 +12,8 @@ import click
 from morlaif_hub.cli.progress import quiet_libraries
 from morlaif_hub.workspace import Workspace
 
+COUNT = click.IntRange(min=1)
+
 
 class Report(NamedTuple):
     """What a command found.
@@ -78,6 +80,26 @@ def seed_option(function: Callable[..., Report]) -> Callable[..., Report]:
         default=0,
         show_default=True,
         help="Of all that is drawn at random.",
+    )(function)
+
+
+def length_and_temperature(function: Callable[..., Report]) -> Callable[..., Report]:
+    """Add `--max-new-tokens` and `--temperature` to a command that samples responses."""
+    function = click.option(
+        "--temperature",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="X",
+        default=0.8,
+        show_default=True,
+        help="The higher, the more different the responses.",
+    )(function)
+    return click.option(
+        "--max-new-tokens",
+        type=COUNT,
+        metavar="N",
+        default=128,
+        show_default=True,
+        help="Limit of a response.",
     )(function)
 
 

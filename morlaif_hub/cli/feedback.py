@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from morlaif_hub.cli.command import Report, command, constitution_option, local, seed_option
+from morlaif_hub.cli.command import (
+    COUNT,
+    Report,
+    command,
+    constitution_option,
+    length_and_temperature,
+    local,
+    seed_option,
+)
 from morlaif_hub.cli.progress import Progress
 from morlaif_hub.cli.tables import Cell, doubts, paragraphs, table, validation_table
 from morlaif_hub.evaluation.wording import percent
@@ -15,8 +23,6 @@ from morlaif_hub.workspace import Workspace
 if TYPE_CHECKING:
     from morlaif_hub.feedback.collect import CollectionPlan
     from morlaif_hub.hub.manifest import FeedbackManifest
-
-COUNT = click.IntRange(min=1)
 
 
 @command("sample-pairs", with_models=True)
@@ -39,22 +45,7 @@ COUNT = click.IntRange(min=1)
 )
 @click.option("--all-pairs", is_flag=True, help="Pair every response with every other.")
 @click.option("--limit", type=COUNT, metavar="N", help="Use the first so many prompts.")
-@click.option(
-    "--max-new-tokens",
-    type=COUNT,
-    metavar="N",
-    default=128,
-    show_default=True,
-    help="Limit of a response.",
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="X",
-    default=0.8,
-    show_default=True,
-    help="The higher, the more different the responses.",
-)
+@length_and_temperature
 @click.option(
     "--stop",
     metavar="TEXT",

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from morlaif_hub.cli.banks import bank_option, bank_sources, choose_reward, reward_options
-from morlaif_hub.cli.command import Report, command, hint, seed_option
+from morlaif_hub.cli.command import (
+    COUNT,
+    Report,
+    command,
+    hint,
+    length_and_temperature,
+    seed_option,
+)
 from morlaif_hub.cli.progress import Progress
 from morlaif_hub.cli.tables import Cell, doubts, legend, paragraphs, printable, table, wrapped
 from morlaif_hub.evaluation.wording import number
@@ -17,7 +24,6 @@ if TYPE_CHECKING:
     from morlaif_hub.comparisons import Comparison
     from morlaif_hub.steering import Steered
 
-COUNT = click.IntRange(min=1)
 SCALE = (
     "Scores are in standard deviations of each preference model's reference set: 0 is average, "
     "higher is better."
@@ -143,22 +149,7 @@ def _with_words(bank: "PMBank", *results: str) -> str:
     help="Answers to choose from.",
 )
 @reward_options
-@click.option(
-    "--max-new-tokens",
-    type=COUNT,
-    metavar="N",
-    default=128,
-    show_default=True,
-    help="Limit of an answer.",
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="X",
-    default=0.8,
-    show_default=True,
-    help="The higher, the more different the answers.",
-)
+@length_and_temperature
 @seed_option
 def steer(
     workspace: Workspace,
