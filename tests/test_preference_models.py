@@ -15,6 +15,7 @@ from morlaif_hub.errors import OptionError, TrainingError
 from morlaif_hub.hub.artifact import open_artifact
 from morlaif_hub.hub.manifest import DatasetReference, PreferenceModelManifest
 from morlaif_hub.models.language_model import ModelFolder, model_folder
+from morlaif_hub.preference_models import lora
 from morlaif_hub.preference_models.calibrate import calibrate, evaluate_pairs
 from morlaif_hub.preference_models.features import FrozenFeatures
 from morlaif_hub.preference_models.head import fit_head
@@ -125,6 +126,41 @@ def test_the_same_seed_gives_the_same_weights(
     two = load_file(tmp_path / "again/adapter_model.safetensors")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_step_of_long_texts_is_taken_in_parts_with_the_same_result(
+    trained: tuple[Path, PreferenceModelManifest],
+    base: ModelFolder,
+    preferences: Preferences,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """People's choices all weigh the same, so that the parts of a step add up exactly."""
+    steps: list[int] = []
+    monkeypatch.setattr(lora, "STEP_TOKENS", 2 * 96 * 2)
+    train_preference_models(
+        [preferences],
+        base=base,
+        folders=[tmp_path / "pm"],
+        settings=SETTINGS,
+        progress=lambda stage, _done, total: steps.append(total) if "train" in stage else None,
+    )
+    whole, parts = (
+        load_file(f / "adapter_model.safetensors") for f in (trained[0], tmp_path / "pm")
+    )
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, atol=1e-5, rtol=1e-3)
+    assert len(steps) == steps[0]  # as many steps as before, however many parts
+
+
+@pytest.mark.parametrize(
+    ("longest", "batch_size", "expected"),
+    [(100, 16, 16), (300, 16, 4), (1024, 16, 2), (4096, 16, 1), (200, 9, 9), (300, 9, 3)],
+)
+def test_how_many_pairs_are_trained_on_at_once(
+    longest: int, batch_size: int, expected: int
+) -> None:
+    assert lora._pairs_at_once(longest, batch_size) == expected
 
 
 def test_several_principles_share_one_pass_of_the_base(
