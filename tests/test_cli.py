@@ -1046,3 +1046,16 @@ def test_doubts_come_worst_first() -> None:
     assert [line.split(":")[0] for line in lines] == ["WRONG WAY", "UNPROVEN", "NOT VALIDATED"]
     assert "b and e" in lines[1]
     assert doubts({"a": "fit"}, "judge") == []
+
+
+def test_a_few_rows_that_cannot_be_read_are_left_out_and_named(
+    project: Project, tmp_path: Path
+) -> None:
+    """As in hh-rlhf, where some chosen responses are empty."""
+    pairs = tmp_path / "pairs.jsonl"
+    good = [json.dumps({"prompt": f"{i}?", "chosen": "Yes", "rejected": "No"}) for i in range(20)]
+    pairs.write_text("\n".join([*good, '{"prompt": "x", "chosen": "", "rejected": "No"}']))
+    done = run("score", "--pairs", pairs, "--json", "--workspace", project.folder)
+    assert len(json.loads(done.stdout)["pairs"]) == 20
+    assert "hint: 1 row is left out, beside 20 that can be read: " in done.stderr
+    assert "line 21: chosen is empty" in done.stderr
