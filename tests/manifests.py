@@ -43,7 +43,7 @@ def sha256(digit: str) -> str:
 
 def base_identity(**changes: Any) -> BaseIdentity:
     identity = BaseIdentity(
-        repo_id="ann/smollm2-135m-dequantised",
+        repo_id="ann/morlaif-base-smollm2",
         revision=COMMIT,
         weights_sha256=sha256("a"),
         source=f"gguf:{sha256('b')}",
@@ -98,7 +98,7 @@ def preference_model_manifest(**changes: Any) -> PreferenceModelManifest:
         form="lora",
         principle=principle_record(),
         base=base_identity(),
-        input_format=InputFormat(kind="chat", append_eos=False, max_length=512),
+        input_format=InputFormat(kind="chat", append_eos=True, max_length=512),
         dataset=DatasetReference(
             repo_id="ann/morlaif-feedback-conciseness-everyday",
             revision=COMMIT,
@@ -143,6 +143,7 @@ def preference_model_manifest(**changes: Any) -> PreferenceModelManifest:
         length_correlation=-0.38,
         golden=GoldenScores(scores=(0.25, -1.5, 2.0, 0.0), tolerance=0.001),
         versions=VERSIONS,
+        repo_id="ann/morlaif-pm-conciseness-smollm2",
     )
     return replace(manifest, **changes)
 
@@ -168,6 +169,7 @@ def feedback_manifest(**changes: Any) -> FeedbackManifest:
         calls=1918,
         cost_usd=0.25,
         versions=VERSIONS,
+        repo_id="ann/morlaif-feedback-conciseness-everyday",
     )
     return replace(manifest, **changes)
 
@@ -213,6 +215,7 @@ def bank_manifest(**changes: Any) -> BankManifest:
         ),
         correlations=((1.0, -0.28), (-0.28, 1.0)),
         versions=VERSIONS,
+        repo_id="ann/morlaif-bank-everyday",
     )
     return replace(manifest, **changes)
 
@@ -247,6 +250,7 @@ def policy_manifest(**changes: Any) -> PolicyManifest:
         curve=curve,
         delta_interval=(0.6, 1.4),
         versions=VERSIONS,
+        repo_id="ann/morlaif-policy-brief",
     )
     return replace(manifest, **changes)
 
@@ -257,6 +261,7 @@ def base_manifest(**changes: Any) -> BaseManifest:
         base=base_identity(),
         made_from="a Q4_1 file of SmolLM2-135M-Instruct",
         versions=VERSIONS,
+        repo_id="ann/morlaif-base-smollm2",
     )
     return replace(manifest, **changes)
 

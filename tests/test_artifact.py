@@ -207,7 +207,7 @@ def test_seal_lists_size_and_hash_of_every_other_file(model: Path) -> None:
 
 def test_seal_shows_the_figures_on_the_card(model: Path) -> None:
     card = (model / "README.md").read_text()
-    assert "![scores](figures/scores.png)" in card
+    assert "![histogram of raw scores](figures/scores.png)" in card
     assert figure_names(read_manifest(model, PreferenceModelManifest).files) == ["scores.png"]
 
 

@@ -2,11 +2,12 @@
 
 import ast
 import copy
+import json
 import re
+import unicodedata
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from dataclasses import is_dataclass, replace
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -14,19 +15,17 @@ from huggingface_hub import DatasetCard, ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
+from pydantic import TypeAdapter
 
-from morlaif_hub.hub.cards import (
-    card_context,
-    escape_markdown,
-    front_matter,
-    render_card,
-    render_context,
-)
+from morlaif_hub.hub.cards import card_context, escape_markdown, render_card, render_context
+from morlaif_hub.hub.front_matter import front_matter
 from morlaif_hub.hub.manifest import (
+    MANIFESTS,
     BankManifest,
     BaseIdentity,
     DatasetReference,
     FeedbackManifest,
+    FileEntry,
     InputFormat,
     Manifest,
     PolicyManifest,
@@ -53,7 +52,9 @@ from tests.manifests import (
 
 Keys = tuple[str | int, ...]
 
-FIGURES = ["score_histogram.png", "length.svg"]
+FIGURES = ["scores.png", "calibration.png", "length_by_step.svg"]
+CLOSED = InputFormat(kind="chat", append_eos=True, max_length=16)
+OPEN = replace(CLOSED, append_eos=False)
 LOCAL = {"repo_id": None, "revision": None}
 UNPROVEN = validation_record(verdict="unproven", accuracy=0.583, interval=(0.388, 0.755))
 WRONG_WAY = validation_record(verdict="wrong way", accuracy=0.25, interval=(0.12, 0.449))
@@ -73,6 +74,7 @@ def variants() -> list[Manifest]:
         *every_kind(),
         preference_model_manifest(
             form="probe",
+            repo_id=None,
             base=local,
             dataset=DatasetReference(**LOCAL, sha256=sha256("f")),
             judge=unknown_judge,
@@ -88,19 +90,29 @@ def variants() -> list[Manifest]:
             principle=principle_record(length="none"),
         ),
         preference_model_manifest(base=local, judge=None, validation=WRONG_WAY),
+        preference_model_manifest(repo_id=None, input_format=OPEN),
+        preference_model_manifest(input_format=replace(OPEN, kind="text")),
+        preference_model_manifest(input_format=replace(CLOSED, kind="text")),
         feedback_manifest(
             orders=1,
+            repo_id=None,
             judge=unknown_judge,
             source=SourceRecord(name="pairs.jsonl", revision=None, sha256=sha256("1")),
             bias=replace(feedback_manifest().bias, human_agreement=None),
         ),
         feedback_manifest(judge=judge_record(base=None, validation=WRONG_WAY)),
-        bank_manifest(objectives=doubtful, golden=(), correlations=()),
+        bank_manifest(repo_id=None, objectives=doubtful, golden=(), correlations=()),
         policy_manifest(
-            form="full", base=local, max_kl=None, curve=(), stopped_by="max_steps", kl=0.0
+            form="full",
+            repo_id=None,
+            base=local,
+            max_kl=None,
+            curve=(),
+            stopped_by="max_steps",
+            kl=0.0,
         ),
         policy_manifest(base=local, objectives=doubtful, delta_interval=(-0.1, 0.2)),
-        base_manifest(base=local),
+        base_manifest(repo_id=None, base=local),
     ]
 
 
@@ -189,7 +201,33 @@ def leaves(value: Any, path: Keys = ()) -> Iterator[Keys]:
         yield path
 
 
+def field_names(kind: Any, path: Keys = ()) -> Iterator[Keys]:
+    """Yield the path of every field that a manifest's class declares, at any depth."""
+    if is_dataclass(kind):
+        for name, inner in get_type_hints(kind).items():
+            if path or name not in ("files", "kind", "schema_version"):
+                yield (*path, name)
+                yield from field_names(inner, (*path, name))
+    else:
+        for inner in get_args(kind):
+            yield from field_names(inner, path)
+
+
 @EVERY_KIND
+def test_the_examples_leave_no_field_out(manifest: Manifest) -> None:
+    """So that the next test is about every field, new ones included."""
+    declared = set(field_names(MANIFESTS[manifest.kind]))
+    context = card_context(manifest, figures=FIGURES)
+    named = {tuple(key for key in path if isinstance(key, str)) for path in leaves(context)}
+    assert declared <= named
+    assert ("repo_id",) in declared
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [*every_kind(), *(replace(m, repo_id=None) for m in every_kind())],
+    ids=lambda manifest: f"{manifest.kind}-{manifest.repo_id}",
+)
 def test_a_field_that_is_missing_is_an_error_and_not_a_gap(manifest: Manifest) -> None:
     """Each field is printed or decides what is; without it, no card is rendered."""
     context = card_context(manifest, figures=FIGURES)
@@ -217,6 +255,12 @@ def test_a_null_where_a_value_is_printed_is_an_error(manifest: Manifest) -> None
         render_context(manifest.kind, {**context, "license": None})
 
 
+YAML_TRICKS = (
+    "!!python/object/apply:os.system ['x'] *alias &anchor {a: b} ... %TAG\n--- yes: no # \t'\""
+)
+TERMINAL = (
+    "\x1b[2J\x1b]0;owned\x07 \x9b31m \x7f \u202egnp.exe \u2066 \ufeff \U000e0041 \u2028--- \r# x"
+)
 HOSTILE = (
     "<script>alert(1)</script> <img src=x onerror=alert(1)> </code> &lt; **bold** _it_ `code` ``` "
     "[a](http://evil) | cell | ~~no~~ $$x$$ \\ {{ 7 * 7 }} {% raw %}\n---\n# title\n- item\n```"
@@ -225,6 +269,7 @@ HOSTILE = (
 
 def hostile(manifest: Manifest) -> Manifest:
     """Return the manifest with the hostile text in every field that takes any text."""
+    manifest = replace(manifest, repo_id=HOSTILE)
     match manifest:
         case PreferenceModelManifest():
             return replace(
@@ -339,6 +384,36 @@ def test_hostile_text_is_shown_and_never_obeyed(manifest: Manifest) -> None:
         assert len({cells(row) for row in table}) == 1, table
     for block in code_blocks(text):
         ast.parse(block)
+    assert HOSTILE in strings(text)  # the repo id, as it is, in quotes
+
+
+def strings(text: str) -> set[str]:
+    """Return all text constants of a card's code."""
+    trees = [ast.parse(block) for block in code_blocks(text)]
+    constants = (n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Constant))
+    return {n.value for n in constants if isinstance(n.value, str)}
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("trick", [YAML_TRICKS, TERMINAL], ids=["yaml", "terminal"])
+def test_text_that_acts_elsewhere_is_neutral(manifest: Manifest, trick: str) -> None:
+    """On a terminal, in YAML or in a page that turns with the direction of its text."""
+    plain = to_plain(hostile(manifest))
+    bad = TypeAdapter(type(manifest)).validate_json(json.dumps(swapped(plain, HOSTILE, trick)))
+    text = render_card(bad, figures=FIGURES)
+    assert all(c.isprintable() or c == "\n" for c in text)
+    card = (DatasetCard if bad.kind == "feedback-dataset" else ModelCard)(text)
+    assert card.data.to_dict() == front_matter(bad)
+    assert trick in strings(text)
+    assert not re.search(r"^(---|# x)", text.partition("\n---\n")[2], flags=re.MULTILINE)
+
+
+def swapped(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, dict):
+        return {swapped(k, old, new): swapped(v, old, new) for k, v in value.items()}
+    if isinstance(value, list):
+        return [swapped(item, old, new) for item in value]
+    return new if value == old else value
 
 
 @given(st.text())
@@ -351,7 +426,12 @@ def test_escaped_text_is_one_line_without_markup(text: str) -> None:
     unescaped = re.sub(r"\\([\\`*_\[\]|~$#+=.)-])", r"\1", escaped)
     for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
         unescaped = unescaped.replace(entity, character)
-    assert unescaped == " ".join(text.split())
+    assert unescaped == "".join("\ufffd" if acts(c) else c for c in " ".join(text.split()))
+
+
+def acts(character: str) -> bool:
+    """Whether a character acts rather than shows; the joiners are part of how words are written."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in "\u200c\u200d"
 
 
 def test_numbers_and_versions_stay_readable() -> None:
@@ -404,10 +484,35 @@ def test_a_preference_model_says_what_a_high_score_means_and_its_results() -> No
     assert "A high score means a shorter answer with the same content." in text
     assert "| test | accuracy | 0.622 | 0.571 to 0.673 | 672 | 0.588 |" in text
     assert "| train | calibration error | 0.031 | 0.020 to 0.050 | 287 | none |" in text
-    assert "Its scores correlate -0.380 with the length" in text
+    assert "the difference in score correlates -0.380 with the difference in words" in flat(text)
     assert "Length is part of this principle" in text
     assert "arXiv:2312.09244" in text
-    assert "![score histogram](figures/score_histogram.png)" in text
+    assert "estimates the probability that the judge prefers `a`" in flat(text)
+
+
+def test_a_figure_has_words_for_who_cannot_see_it() -> None:
+    text = body(preference_model_manifest())
+    assert "![histogram of raw scores](figures/scores.png)\n\nHow the raw scores" in text
+    assert "![calibration curve](figures/calibration.png)\n\nHow likely the response" in text
+    assert "![length by step](figures/length_by_step.svg)\n\n#" in text
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ((0.6, 0.7), ""),
+        ((0.55, 0.7), "**On the test split it is not shown to be better than length alone.**"),
+        ((0.5, 0.7), "better than length alone, nor than chance, which is 0.5.**"),
+    ],
+)
+def test_an_accuracy_that_length_could_reach_is_said(
+    interval: tuple[float, float], said: str
+) -> None:
+    first, second = preference_model_manifest().evaluations
+    evaluations = (replace(first, interval=interval, length_baseline=0.588), second)
+    text = body(preference_model_manifest(evaluations=evaluations))
+    assert said in text
+    assert ("not shown to be better" in text) == bool(said)
 
 
 def test_results_for_the_hub_are_those_of_held_out_pairs() -> None:
@@ -427,7 +532,7 @@ def test_the_fields_that_the_hub_searches_by() -> None:
     assert fields["license"] == "apache-2.0"
     assert fields["library_name"] == "peft"
     assert fields["pipeline_tag"] == "text-classification"
-    assert fields["base_model"] == "ann/smollm2-135m-dequantised"
+    assert fields["base_model"] == "ann/morlaif-base-smollm2"
     assert fields["base_model_relation"] == "adapter"
     assert fields["datasets"] == ["ann/morlaif-feedback-conciseness-everyday"]
     assert fields["tags"] == ["morlaif", "morlaif-pm", "principle:conciseness"]
@@ -436,6 +541,84 @@ def test_the_fields_that_the_hub_searches_by() -> None:
     assert "morlaif-bank" in tags["bank"]
     assert "morlaif-policy" in tags["policy"]
     assert "principle:toxicity" in tags["bank"]
+    assert "morlaif-base" in tags["base"]
+
+
+def test_the_fields_that_a_dataset_is_found_and_read_by() -> None:
+    files = tuple(
+        FileEntry(path=f"data/{split}.parquet", size=1, sha256=sha256("9"))
+        for split in ("test", "train")
+    )
+    assert front_matter(feedback_manifest(files=files)) == {
+        "license": "mit",
+        "pretty_name": "Feedback on conciseness",
+        "task_categories": ["text-classification"],
+        "task_ids": ["text-scoring"],
+        "annotations_creators": ["machine-generated"],
+        "size_categories": ["n<1K"],
+        "source_datasets": ["Anthropic/hh-rlhf"],
+        "tags": ["morlaif", "morlaif-feedback", "principle:conciseness"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [
+                    {"split": "train", "path": ["data/train.parquet"]},
+                    {"split": "test", "path": ["data/test.parquet"]},
+                ],
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [
+        (0, "n<1K"),
+        (999, "n<1K"),
+        (1000, "1K<n<10K"),
+        (123_456, "100K<n<1M"),
+        (10**9 - 1, "100M<n<1B"),
+        (10**9, "n>1B"),
+    ],
+)
+def test_the_size_of_a_dataset_as_the_hub_names_it(rows: int, size: str) -> None:
+    fields = front_matter(feedback_manifest(train_pairs=rows, test_pairs=0))
+    assert fields["size_categories"] == [size]
+
+
+@pytest.mark.parametrize("name", ["/home/ann/x", "a/b/c", "ann/x y", "-x", "", "https://evil/x"])
+def test_what_is_no_repo_id_is_not_passed_to_the_hub_as_one(name: str) -> None:
+    dataset = DatasetReference(repo_id=name, revision=COMMIT, sha256=sha256("f"))
+    source = SourceRecord(name=name, revision=COMMIT, sha256=sha256("1"))
+    fields = front_matter(
+        preference_model_manifest(base=base_identity(repo_id=name), dataset=dataset)
+    )
+    assert not {"base_model", "base_model_relation", "datasets"} & set(fields)
+    assert fields["model-index"][0]["results"][0]["dataset"]["type"] == "unknown"
+    assert "source_datasets" not in front_matter(feedback_manifest(source=source))
+    local = replace(source, name="pairs.jsonl", revision=None)
+    assert "source_datasets" not in front_matter(feedback_manifest(source=local))
+
+
+@EVERY_KIND
+def test_the_code_names_the_repository_once_there_is_one(manifest: Manifest) -> None:
+    assert f'repo = "{manifest.repo_id}"\n' in render(manifest)
+    assert 'repo = "..."' not in render(manifest)
+    unpublished = render(replace(manifest, repo_id=None))
+    assert 'repo = "..."  # this repository\'s id, or the path of a local copy\n' in unpublished
+
+
+def test_trl_alone_is_offered_only_where_it_gives_the_same_score() -> None:
+    """TRL closes a turn as the chat template does, and adds nothing to plain text."""
+    offer = "    reward_funcs=repo,\n"
+    for kind, closed in (("chat", True), ("text", False)):
+        same = InputFormat(kind=kind, append_eos=closed, max_length=16)
+        differs = replace(same, append_eos=not closed)
+        assert offer in body(preference_model_manifest(input_format=same))
+        assert offer not in body(preference_model_manifest(input_format=differs))
+    assert offer in body(preference_model_manifest(form="full", base=base_identity(**LOCAL)))
+    assert offer not in body(preference_model_manifest(base=base_identity(**LOCAL)))
+    assert offer not in body(preference_model_manifest(form="probe"))
 
 
 def test_a_licence_that_the_hub_does_not_know_is_given_by_name() -> None:
@@ -495,46 +678,3 @@ def test_a_preference_model_says_how_to_load_it_without_us(form: str, loads: str
 def test_a_policy_says_when_no_change_is_shown(interval: tuple[float, float], shown: bool) -> None:
     text = body(policy_manifest(delta_interval=interval))
     assert ("a change is not shown" not in text) == shown
-
-
-@pytest.mark.parametrize(
-    ("form", "kind", "append_eos"),
-    [("lora", "chat", True), ("lora", "chat", False), ("full", "text", True)],
-)
-def test_the_code_of_a_card_gives_the_score_that_a_bank_gives(
-    form: Any, kind: Any, append_eos: bool, tmp_path: Path
-) -> None:
-    """Run what the card tells people to run, with the two placeholders filled in."""
-    from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import AutoModelForSequenceClassification
-
-    from morlaif_hub.bank.adapters import check_adapter
-    from morlaif_hub.bank.engine import Engine, load_classifier
-    from morlaif_hub.models.formats import encode_pair
-    from tests.tiny import save_tiny, tiny_tokenizer
-
-    base, repo = save_tiny(tmp_path / "base"), tmp_path / "repo"
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    if form == "lora":
-        config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, init_lora_weights=False)
-        get_peft_model(model, config).save_pretrained(repo)
-    else:
-        model.save_pretrained(repo)
-        tiny_tokenizer().save_pretrained(repo)
-    input_format = InputFormat(kind=kind, append_eos=append_eos, max_length=16)
-    manifest = preference_model_manifest(
-        form=form, base=base_identity(**LOCAL), input_format=input_format
-    )
-    (code,) = [b for b in code_blocks(render(manifest)) if "AutoModelForSequence" in b]
-    code = code.replace('repo = "..."', f'repo = "{repo}"')
-    names: dict[str, Any] = {}
-    exec(code.replace('base, revision = "..."', f'base, revision = "{base}"'), names)
-
-    pad = names["tokenizer"].pad_token_id
-    adapters = {"x": check_adapter(repo, "x")} if form == "lora" else {}
-    classifier = load_classifier(
-        base if form == "lora" else repo, dtype=names["torch"].float32, pad_token_id=pad
-    )
-    pair = encode_pair(names["tokenizer"], names["prompt"], names["response"], input_format)
-    (row,) = Engine(classifier, pad_token_id=pad, adapters=adapters).score([pair]).tolist()
-    assert names["raw"] == pytest.approx(row[0], abs=1e-6)

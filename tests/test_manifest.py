@@ -104,7 +104,16 @@ def test_a_manifest_comes_back_as_it_was(manifest: Manifest, tmp_path: Path) -> 
     assert manifest_kind(tmp_path) == manifest.kind
 
 
-@pytest.mark.parametrize(("manifest", "path"), CASES)
+@EVERY_KIND
+def test_a_manifest_that_names_no_repository_is_not_published(manifest: Manifest) -> None:
+    fields = plain(manifest)
+    del fields["repo_id"]
+    assert parse(json.dumps(fields), manifest).repo_id is None
+
+
+@pytest.mark.parametrize(
+    ("manifest", "path"), [case for case in CASES if case.values[1] != ("repo_id",)]
+)
 def test_each_missing_field_is_named(manifest: Manifest, path: Keys) -> None:
     fields = plain(manifest)
     del at(fields, path[:-1])[path[-1]]

@@ -13,17 +13,25 @@ from morlaif_hub.bank.engine import load_classifier
 from morlaif_hub.comparisons import Comparison
 from morlaif_hub.errors import OptionError, TrainingError
 from morlaif_hub.hub.artifact import open_artifact
-from morlaif_hub.hub.manifest import DatasetReference, PreferenceModelManifest
+from morlaif_hub.hub.manifest import DatasetReference, InputFormat, PreferenceModelManifest
+from morlaif_hub.judges.validation import probe_comparisons
+from morlaif_hub.models.formats import Encoder
 from morlaif_hub.models.language_model import ModelFolder, model_folder
 from morlaif_hub.preference_models import lora
 from morlaif_hub.preference_models.calibrate import calibrate, evaluate_pairs
 from morlaif_hub.preference_models.features import FrozenFeatures
 from morlaif_hub.preference_models.head import fit_head
 from morlaif_hub.preference_models.lora import LoraSettings, new_adapter
+from morlaif_hub.preference_models.measure import (
+    FEWEST_ON_A_CURVE,
+    RawScores,
+    write_preference_model,
+)
 from morlaif_hub.preference_models.preferences import Preferences, human_preferences
 from morlaif_hub.preference_models.train import TrainSettings, train_preference_models
 from morlaif_hub.principles import Principle, load_constitution
-from tests.tiny import save_tiny
+from tests.manifests import base_identity, preference_model_manifest
+from tests.tiny import save_tiny, tiny_tokenizer
 
 DATASET = DatasetReference(repo_id=None, revision=None, sha256="0" * 64)
 SETTINGS = TrainSettings(
@@ -313,6 +321,31 @@ def test_calibration_gives_zero_mean_and_unit_deviation() -> None:
     assert abs(scores.mean()) < 1e-9
     assert scores.std() == pytest.approx(1.0)
     assert calibration.n == 1000
+
+
+@pytest.mark.parametrize("decided", [FEWEST_ON_A_CURVE - 1, FEWEST_ON_A_CURVE])
+def test_a_calibration_curve_is_drawn_where_there_are_pairs_enough(
+    decided: int, principle: Principle, tmp_path: Path
+) -> None:
+    pairs = tuple(marked_pairs(40, "!!"))
+    labels = np.where(np.arange(80) < decided, np.linspace(0.6, 0.9, 80), 0.5)
+    given = Preferences(principle, pairs, labels, np.ones(80, bool), DATASET, judge=None)
+    encoder = Encoder(tiny_tokenizer(), InputFormat(kind="chat", append_eos=True, max_length=96))
+    texts = [*pairs, *probe_comparisons(principle)]
+    rows = {ids: np.array([float(len(ids))]) for c in texts for ids in encoder.both(c)}
+    manifest = write_preference_model(
+        given,
+        tmp_path,
+        scores=RawScores(rows, np.zeros((16, 1)), encoder),
+        column=0,
+        base=base_identity(),
+        training=preference_model_manifest().training,
+    )
+    figures = [entry.path for entry in manifest.files]
+    curve = ["figures/calibration.png"] if decided == FEWEST_ON_A_CURVE else []
+    assert figures == [*curve, "figures/scores.png"]
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert ("![calibration curve](figures/calibration.png)" in card) == bool(curve)
 
 
 @pytest.mark.parametrize("layers", ["top:0", "top:1.5", "bottom:0.5", "top:x", ""])

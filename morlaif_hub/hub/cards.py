@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cache
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -17,15 +18,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from morlaif_hub.hub.manifest import (
-    BankManifest,
-    BaseManifest,
-    FeedbackManifest,
-    Manifest,
-    PolicyManifest,
-    PreferenceModelManifest,
-    to_plain,
-)
+from morlaif_hub.hub.front_matter import front_matter, one_line
+from morlaif_hub.hub.manifest import Manifest, to_plain
 
 HUB = "https://huggingface.co"
 
@@ -36,17 +30,41 @@ _INLINE_MARKUP = re.compile(r"([\\`*_\[\]|~$])")
 _BLOCK_MARKUP = re.compile(r"^([#+=-]|\d+[.)](?=\s|$))")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
-# https://huggingface.co/docs/hub/repositories-licenses; the Hub takes no other identifier.
-_HUB_LICENSES = """
-afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
-bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0
-cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0
-cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0
-cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0
-creativeml-openrail-m ecl-2.0 epl-1.0 epl-2.0 eupl-1.1 eupl-1.2 gemma gpl gpl-2.0 gpl-3.0 isc lgpl
-lgpl-2.1 lgpl-3.0 llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 mit mpl-2.0 ms-pl ncsa odbl
-odc-by ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unlicense wtfpl zlib
-"""
+# What the figures that our own stages draw show: a text for who cannot see it, and a caption.
+_FIGURES = {
+    "scores": (
+        "histogram of raw scores",
+        "How the raw scores of the responses in the held-out pairs are distributed. The dashed "
+        "line is their mean.",
+    ),
+    "calibration": (
+        "calibration curve",
+        "How likely the response with the higher score, here A, is the better one by the labels, "
+        "against the probability that the scores give for it, on the held-out pairs that are no "
+        "ties; a larger point stands for more pairs. On the dashed line both are equal. The "
+        "temperature was fitted on these pairs, so the figure shows what one number could not "
+        "put right.",
+    ),
+    "position_bias": (
+        "position bias with its 95 % interval",
+        "How much more often than half of the time the judge preferred the response shown first; "
+        "at zero, the position makes no difference.",
+    ),
+    "correlations": (
+        "correlations between the objectives",
+        "Two objectives near 1 measure much the same, two near -1 pull against each other.",
+    ),
+    "objectives": (
+        "scores over the steps of training",
+        "Mean calibrated score of each objective on held-out prompts. Higher is better on its "
+        "principle.",
+    ),
+    "kl": (
+        "KL over the steps of training",
+        "How far the policy moved from where it started: mean KL per token, on held-out prompts.",
+    ),
+}
+_METRICS = {"accuracy_equal_length": "accuracy where the lengths are nearly equal"}
 
 
 def render_card(manifest: Manifest, *, figures: Sequence[str]) -> str:
@@ -79,26 +97,6 @@ def render_context(kind: str, context: dict[str, Any]) -> str:
     return _BLANK_LINES.sub("\n\n", card)
 
 
-def front_matter(manifest: Manifest) -> dict[str, Any]:
-    """Return the fields that the Hub reads from a card: licence, tags, base, data and results."""
-    license_id = manifest.license.lower()
-    fields: dict[str, Any] = {"license": license_id}
-    if license_id not in _HUB_LICENSES.split():
-        fields = {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", license_id)}
-    match manifest:
-        case PreferenceModelManifest():
-            return {**fields, **_preference_model_fields(manifest)}
-        case FeedbackManifest():
-            return {**fields, **_feedback_fields(manifest)}
-        case BankManifest():
-            return {**fields, **_bank_fields(manifest)}
-        case PolicyManifest():
-            return {**fields, **_policy_fields(manifest)}
-        case BaseManifest():
-            library = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-            return {**fields, **library, "tags": ["morlaif", "morlaif-base"]}
-
-
 def escape_markdown(text: str) -> Markup:
     r"""Return a stranger's text as one line of Markdown that shows exactly that text.
 
@@ -106,94 +104,9 @@ def escape_markdown(text: str) -> Markup:
         >>> print(escape_markdown("<b> *is* | not"))
         &lt;b&gt; \*is\* \| not
     """
-    line = html.escape(" ".join(text.split()), quote=False)
+    line = html.escape(one_line(text), quote=False)
     line = _INLINE_MARKUP.sub(r"\\\1", line)
     return Markup(_BLOCK_MARKUP.sub(lambda found: _escape_last(found[1]), line))
-
-
-def _preference_model_fields(manifest: PreferenceModelManifest) -> dict[str, Any]:
-    fields: dict[str, Any] = {"pipeline_tag": "text-classification"}
-    if manifest.form != "probe":
-        fields["library_name"] = "peft" if manifest.form == "lora" else "transformers"
-    fields |= _base_fields(manifest.base.repo_id, manifest.form)
-    if manifest.dataset.repo_id is not None:
-        fields["datasets"] = [_one_line(manifest.dataset.repo_id)]
-    fields["tags"] = ["morlaif", "morlaif-pm", f"principle:{manifest.principle.name}"]
-    results = _results(manifest)
-    if results:
-        name = f"{manifest.principle.name} preference model"
-        fields["model-index"] = [{"name": name, "results": results}]
-    return fields
-
-
-def _feedback_fields(manifest: FeedbackManifest) -> dict[str, Any]:
-    tags = ["morlaif", "morlaif-feedback", f"principle:{manifest.principle.name}"]
-    fields: dict[str, Any] = {"tags": tags}
-    parquet = [e.path for e in manifest.files if e.path.endswith(".parquet")]
-    splits: list[dict[str, Any]] = []
-    for split in ("train", "test"):
-        paths = [path for path in parquet if path.rpartition("/")[2].startswith(split)]
-        if paths:
-            splits.append({"split": split, "path": paths})
-    if splits:
-        fields["configs"] = [{"config_name": "default", "data_files": splits}]
-    return fields
-
-
-def _bank_fields(manifest: BankManifest) -> dict[str, Any]:
-    principles = [f"principle:{_one_line(o.name)}" for o in manifest.objectives]
-    return {
-        "pipeline_tag": "text-classification",
-        "tags": ["morlaif", "morlaif-bank", *principles],
-    }
-
-
-def _policy_fields(manifest: PolicyManifest) -> dict[str, Any]:
-    principles = [f"principle:{_one_line(o.name)}" for o in manifest.objectives]
-    return {
-        "library_name": "peft" if manifest.form == "lora" else "transformers",
-        "pipeline_tag": "text-generation",
-        **_base_fields(manifest.base.repo_id, manifest.form),
-        "tags": ["morlaif", "morlaif-policy", *principles],
-    }
-
-
-def _base_fields(repo_id: str | None, form: str) -> dict[str, Any]:
-    if repo_id is None:
-        return {}
-    relation = "finetune" if form == "full" else "adapter"
-    return {"base_model": _one_line(repo_id), "base_model_relation": relation}
-
-
-def _results(manifest: PreferenceModelManifest) -> list[dict[str, Any]]:
-    """Return the Hub's `model-index` entries: one for each split that was held out."""
-    dataset = manifest.dataset
-    repo_id = None if dataset.repo_id is None else _one_line(dataset.repo_id)
-    results: list[dict[str, Any]] = []
-    for split in ("validation", "test"):
-        metrics = [
-            {
-                "type": _one_line(evaluation.metric),
-                "value": evaluation.value,
-                "name": f"{_one_line(evaluation.metric)} (95 % interval "
-                f"{evaluation.interval[0]:.3f} to {evaluation.interval[1]:.3f}, "
-                f"n = {evaluation.n})",
-            }
-            for evaluation in manifest.evaluations
-            if evaluation.split == split
-        ]
-        if metrics:
-            task = {"type": "text-classification", "name": "pairwise preference"}
-            source = {"type": repo_id or "unknown", "name": repo_id or "a set not on the Hub"}
-            if dataset.revision is not None:
-                source["revision"] = _one_line(dataset.revision)
-            source["split"] = split
-            results.append({"task": task, "dataset": source, "metrics": metrics})
-    return results
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 @cache
@@ -208,10 +121,12 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(
+        alt=_alt,
         bounds=_bounds,
         caption=_caption,
         code=_code,
         literal=_literal,
+        metric=lambda name: _METRICS.get(name, name),
         number=_number,
         percent=lambda share: Markup(f"{100 * float(share):.0f} %"),
         setting=lambda value: _code(value if isinstance(value, str) else _literal(value)),
@@ -245,8 +160,14 @@ def _bounds(interval: Sequence[float]) -> Markup:
     return Markup(f"{float(interval[0]):.3f} to {float(interval[1]):.3f}")
 
 
-def _caption(figure: str) -> str:
-    return figure.rpartition("/")[2].rpartition(".")[0].replace("_", " ")
+def _alt(figure: str) -> str:
+    name = PurePosixPath(figure).stem
+    return _FIGURES[name][0] if name in _FIGURES else name.replace("_", " ")
+
+
+def _caption(figure: str) -> str | None:
+    name = PurePosixPath(figure).stem
+    return _FIGURES[name][1] if name in _FIGURES else None
 
 
 def _code(text: object) -> Markup:
@@ -258,8 +179,14 @@ def _code(text: object) -> Markup:
 
 def _literal(value: object) -> Markup:
     # JSON is Python too for the strings and numbers that the templates' code blocks hold, and it
-    # keeps line breaks escaped, so that no value can end a code block.
-    return Markup(json.dumps(value, ensure_ascii=False, default=str))
+    # keeps line breaks escaped, so that no value can end a code block. What acts on a terminal or
+    # turns the direction of the text is escaped as well.
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return Markup("".join(c if c.isprintable() else _escape_code(c) for c in text))
+
+
+def _escape_code(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def _model_link(repo_id: str, revision: str | None) -> Markup:

@@ -3,6 +3,8 @@
 Every artifact is a folder with a `morlaif.json`. It is read as data from a stranger: an unknown
 key, a wrong type, a control character or a file name that leaves the folder is an error that
 names the key. The card (`README.md`) is rendered from the manifest alone.
+
+Every kind has `repo_id`, the repository that it was published as (null until it is), and `files`.
 """
 
 import hashlib
@@ -284,6 +286,7 @@ class PreferenceModelManifest:
     length_correlation: Finite | None
     golden: GoldenScores
     versions: dict[str, str]
+    repo_id: str | None = None
     files: tuple[FileEntry, ...] = ()
     kind: Literal["preference-model"] = "preference-model"
     schema_version: Literal[1] = 1
@@ -310,6 +313,7 @@ class FeedbackManifest:
     calls: Count
     cost_usd: Finite
     versions: dict[str, str]
+    repo_id: str | None = None
     files: tuple[FileEntry, ...] = ()
     kind: Literal["feedback-dataset"] = "feedback-dataset"
     schema_version: Literal[1] = 1
@@ -351,6 +355,7 @@ class BankManifest:
     golden: tuple[GoldenScores, ...]
     correlations: tuple[tuple[Finite | None, ...], ...]
     versions: dict[str, str]
+    repo_id: str | None = None
     files: tuple[FileEntry, ...] = ()
     kind: Literal["bank"] = "bank"
     schema_version: Literal[1] = 1
@@ -398,6 +403,7 @@ class PolicyManifest:
     curve: tuple[PolicyCheckpoint, ...]
     delta_interval: Bounds
     versions: dict[str, str]
+    repo_id: str | None = None
     files: tuple[FileEntry, ...] = ()
     kind: Literal["policy"] = "policy"
     schema_version: Literal[1] = 1
@@ -411,6 +417,7 @@ class BaseManifest:
     base: BaseIdentity
     made_from: str
     versions: dict[str, str]
+    repo_id: str | None = None
     files: tuple[FileEntry, ...] = field(default=())
     kind: Literal["base"] = "base"
     schema_version: Literal[1] = 1

@@ -16,8 +16,8 @@ from morlaif_hub.bank.adapters import check_adapter
 from morlaif_hub.bank.engine import Engine, load_classifier
 from morlaif_hub.bank.golden import golden_sequences
 from morlaif_hub.comparisons import Comparison
-from morlaif_hub.figures import png, score_histogram
-from morlaif_hub.hub.artifact import seal
+from morlaif_hub.figures import calibration_curve, png, score_histogram
+from morlaif_hub.hub.artifact import FIGURES_FOLDER, seal
 from morlaif_hub.hub.manifest import (
     BaseIdentity,
     GoldenScores,
@@ -35,10 +35,12 @@ from morlaif_hub.preference_models.calibrate import (
     longer_wins,
 )
 from morlaif_hub.preference_models.preferences import Preferences
+from morlaif_hub.statistics import sigmoid
 
 Array = NDArray[np.float64]
 Ids = tuple[int, ...]
 GOLDEN_TOLERANCE = 0.01  # of the calibration's standard deviation
+FEWEST_ON_A_CURVE = 50  # pairs; with fewer, the intervals of a calibration curve say nothing
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def write_preference_model(
     base: BaseIdentity,
     training: TrainingRecord,
 ) -> PreferenceModelManifest:
-    """Complete a folder that holds an adapter: figure, manifest and card.
+    """Complete a folder that holds an adapter: figures, manifest and card.
 
     Args:
         given: What was trained on.
@@ -128,11 +130,11 @@ def write_preference_model(
     calibration = calibrate(score_a, score_b, test.probabilities)
     decided = test.decided()
     decided_a, decided_b = scores.pairs(decided.comparisons, column)
-    (folder / "figures").mkdir()
-    histogram = score_histogram(
-        np.concatenate([score_a, score_b]), title=given.principle.name, unit="raw score"
-    )
-    (folder / "figures/scores.png").write_bytes(png(histogram))
+    differences = decided_a - decided_b
+    figures = folder / FIGURES_FOLDER
+    figures.mkdir()
+    _draw_scores(figures, np.concatenate([score_a, score_b]), title=given.principle.name)
+    _draw_calibration(figures, differences / calibration.temperature, decided.probabilities)
     manifest = PreferenceModelManifest(
         license=given.license,
         form="lora",
@@ -146,7 +148,7 @@ def write_preference_model(
         validation=_validation(given, scores, column),
         evaluations=evaluate_pairs(
             decided.comparisons,
-            decided_a - decided_b,
+            differences,
             decided.probabilities,
             split="test",
             longer_is_better=longer_wins(given.decided.comparisons, given.decided.probabilities),
@@ -159,6 +161,20 @@ def write_preference_model(
         versions={name: version(name) for name in ("morlaif-hub", "torch", "transformers", "peft")},
     )
     return seal(folder, manifest)
+
+
+def _draw_scores(figures: Path, scores: Array, *, title: str) -> None:
+    histogram = score_histogram(scores, title=title, unit="raw score")
+    (figures / "scores.png").write_bytes(png(histogram))
+
+
+def _draw_calibration(figures: Path, log_odds: Array, probabilities: Array) -> None:
+    if len(probabilities) >= FEWEST_ON_A_CURVE:
+        # Which response is called A is an accident: here it is the one with the higher score. A
+        # judge's probabilities are drawn as they are, since the temperature was fitted to them.
+        better = np.where(log_odds < 0, 1 - probabilities, probabilities)
+        curve = calibration_curve(sigmoid(np.abs(log_odds)), better)
+        (figures / "calibration.png").write_bytes(png(curve))
 
 
 def _validation(given: Preferences, scores: RawScores, column: int) -> ValidationRecord | None:
