@@ -5,11 +5,17 @@ value that is set already stays: `HF_HUB_OFFLINE=0 pytest -m hub` reaches the Hu
 """
 
 import os
+import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.hub_server import LoopbackHub
 
 _SCRATCH = tempfile.TemporaryDirectory(prefix="morlaif-tests-")
 _USERS_CACHE = os.environ.get("MORLAIF_CACHE")
@@ -19,6 +25,7 @@ for _name, _value in {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "MKL_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -29,6 +36,15 @@ os.environ["HF_HOME"] = f"{_SCRATCH.name}/huggingface"
 os.environ["MORLAIF_CACHE"] = f"{_SCRATCH.name}/morlaif"
 for _name in ("MORLAIF_HUB_PLUGINS", "MORLAIF_WORKSPACE"):
     os.environ.pop(_name, None)
+
+# The Hub's clients read its address when they are imported, so it has to be known before there is
+# a server. The socket listens to nothing: it keeps the port for the servers of the `hub` fixture.
+_HUB_PORT = socket.socket()
+_HUB_PORT.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+_HUB_PORT.bind(("127.0.0.1", 0))
+_REAL_HUB = os.environ["HF_HUB_OFFLINE"] == "0"
+if not _REAL_HUB:
+    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{_HUB_PORT.getsockname()[1]}"
 
 # The same examples on every run and machine, however slow; look for new ones with
 # `--hypothesis-profile=default`.
@@ -50,6 +66,24 @@ def embedded_folder() -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         _use_real_cache(monkeypatch)
         return embedded_model()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["LoopbackHub"]:
+    """Return an empty Hub of this test's own; the clients here are online, without a token or Xet.
+
+    At the end no token may have reached the second origin, where the large files are.
+    """
+    if _REAL_HUB:
+        pytest.skip("HF_HUB_OFFLINE=0 asks for the real Hub")
+    from tests.hub_server import LoopbackHub
+    from tests.hub_server.online import online
+
+    monkeypatch.setenv("MORLAIF_CACHE", str(tmp_path / "morlaif-cache"))
+    port = _HUB_PORT.getsockname()[1]
+    with LoopbackHub(tmp_path / "hub", port=port) as server, online(tmp_path / "hub-client"):
+        yield server
+    assert server.leaks == []
 
 
 def _use_real_cache(monkeypatch: pytest.MonkeyPatch) -> None:
