@@ -254,13 +254,12 @@ def test_a_bank_names_a_repository_by_its_commit(
 ) -> None:
     asked: list[str] = []
 
-    def hub(source: str | Path, **options: Any) -> Resolved:
-        if isinstance(source, Path):
-            return fetch(source, **options)
-        asked.append(source)
-        return Resolved(workspace / "pms/toxicity", "ann/toxicity", revision)
+    def hub(sources: list[str | Path], **_options: Any) -> list[Resolved]:
+        asked.extend(source for source in sources if isinstance(source, str))
+        there = Resolved(workspace / "pms/toxicity", "ann/toxicity", revision)
+        return [fetch(s) if isinstance(s, Path) else there for s in sources]
 
-    monkeypatch.setattr("morlaif_hub.bank.members.fetch", hub)
+    monkeypatch.setattr("morlaif_hub.bank.members.fetch_all", hub)
     _rename_member(workspace / "bank", "ann/toxicity", revision)
     if revision == "1" * 40:
         PMBank.from_pretrained(workspace / "bank", base=base)
@@ -276,11 +275,11 @@ def test_a_bank_names_a_repository_by_its_commit(
 def test_a_bank_from_the_hub_names_nothing_on_this_machine(
     workspace: Path, name: str, revision: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hub(source: str | Path, **_options: Any) -> Resolved:
-        assert source == "ann/bank", "a path of this machine was followed"
-        return Resolved(workspace / "bank", "ann/bank", "1" * 40)
+    def hub(sources: list[str | Path], **_options: Any) -> list[Resolved]:
+        assert sources == ["ann/bank"], "a path of this machine was followed"
+        return [Resolved(workspace / "bank", "ann/bank", "1" * 40)]
 
-    monkeypatch.setattr("morlaif_hub.bank.members.fetch", hub)
+    monkeypatch.setattr("morlaif_hub.bank.members.fetch_all", hub)
     _rename_member(workspace / "bank", name.format(root=workspace), revision)
     with pytest.raises(ArtifactError, match=r"ann/bank: toxicity: .* is no repo id with a commit"):
         PMBank.from_pretrained("ann/bank")

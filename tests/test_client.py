@@ -277,7 +277,7 @@ def test_a_local_folder_never_stands_in_for_a_repository(
 
 def test_each_refusal_is_one_clear_line(hub: Hub, tmp_path: Path) -> None:
     expected = {
-        "ann/missing": ("ModelNotFoundError", "there is no model ann/missing"),
+        "ann/missing": ("ModelNotFoundError", "the Hub does not accept your token"),
         "ann/gated": ("HubError", "ann/gated is gated"),
         "ann/pm@v2": ("ModelNotFoundError", "has no revision 'v2'"),
         f"ann/pm@{'2' * 40}": ("ModelNotFoundError", f"has no revision '{'2' * 40}'"),

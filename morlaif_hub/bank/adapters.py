@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peft import get_peft_model_state_dict
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from safetensors import SafetensorError, safe_open
 
 from morlaif_hub.errors import ArtifactError, BaseMismatchError, HeadError
@@ -75,7 +76,13 @@ def check_fits(model: Any, slot: str, files: AdapterFiles, where: str) -> None:
     Raises:
         BaseMismatchError: If a tensor is on one side only, or of another shape.
     """
-    taken = get_peft_model_state_dict(model, adapter_name=slot)
+    # Not left to PEFT, which asks the Hub for the newest configuration of the base to find out.
+    embeddings = any(
+        f".{name}." in key and "lora_" not in key
+        for key in files.shapes
+        for name in EMBEDDING_LAYER_NAMES
+    )
+    taken = get_peft_model_state_dict(model, adapter_name=slot, save_embedding_layers=embeddings)
     expected = {key: tuple(tensor.shape) for key, tensor in taken.items()}
     if different := sorted(expected.items() ^ files.shapes.items()):
         raise BaseMismatchError(

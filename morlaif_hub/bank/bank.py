@@ -4,12 +4,18 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from morlaif_hub.bank.adapters import ADAPTER_CONFIG, AdapterFiles, check_adapter, check_base
+from morlaif_hub.bank.adapters import (
+    ADAPTER_CONFIG,
+    AdapterFiles,
+    check_adapter,
+    check_base,
+    describe_base,
+)
 from morlaif_hub.bank.engine import Engine, load_classifier
 from morlaif_hub.bank.golden import golden_sequences
 from morlaif_hub.bank.members import Member, Sources, find_members
@@ -17,11 +23,20 @@ from morlaif_hub.comparisons import Message
 from morlaif_hub.errors import (
     ArtifactError,
     BaseMismatchError,
+    HubError,
     ModelNotFoundError,
     OptionError,
     ScoreError,
 )
-from morlaif_hub.hub.manifest import BankManifest, BaseIdentity, Calibration, InputFormat
+from morlaif_hub.hub.client import Progress
+from morlaif_hub.hub.manifest import (
+    BankManifest,
+    BaseIdentity,
+    Calibration,
+    GoldenScores,
+    InputFormat,
+)
+from morlaif_hub.models.embedded import embedded_at_hand
 from morlaif_hub.models.formats import encode_pair
 from morlaif_hub.models.language_model import (
     Dtype,
@@ -106,46 +121,34 @@ class PMBank:
         base: str | Path | None = None,
         dtype: Dtype = "float32",
         device: str = "cpu",
+        progress: Progress | None = None,
     ) -> "PMBank":
         """Load preference models into one bank.
 
-        Preference models on the same base share one copy of it in memory.
+        Preference models on the same base share one copy of it in memory. What is on the Hub is
+        pinned to a commit once and fetched at the same time; each repository whose commit is in
+        the Hub's cache costs one request, or none if it is pinned or `HF_HUB_OFFLINE` is set.
 
         Args:
             sources: Folders (`./` or absolute) or repo ids (`repo@revision` to pin one), a
                 mapping from objective names to them, or one bank, whose scalarizer and weights
-                are kept. A plain reward model or PEFT adapter without a manifest needs the
-                mapping, since nothing else names it.
+                are kept, or the slug of a Collection of them. A plain reward model or PEFT adapter
+                without a manifest needs the mapping, since nothing else names it.
             base: A folder or repo id that stands in for the base; its weights are compared.
             dtype: `float32` is exact; `bfloat16` is faster and differs by about 1 %.
             device: Where to score.
+            progress: Told how many repositories are fetched.
 
         Raises:
             ArtifactError: If a preference model's files are unsafe, damaged or not what its
                 manifest says, or a bank names one by what is not a commit; nothing is skipped.
             BaseMismatchError: If a base is not the one that a preference model was made for.
             OptionError: If two preference models have one objective name.
-            ModelNotFoundError: If a base is not to be had.
+            ModelNotFoundError: If a repository or a base is not to be had.
+            HubError: If the Hub refuses, or cannot be reached and its cache lacks something.
         """
-        members, manifest = find_members(sources)
-        names = [member.objective for member in members]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise OptionError(
-                f"two preference models are named {', '.join(twice)}; give each a name of its "
-                "own: {'name': source, ...}"
-            )
-        grouped: dict[Path, list[int]] = {}
-        bases: dict[Path, ModelFolder | None] = {}
-        for column, member in enumerate(members):
-            found = _base_of(member, base)
-            key = member.path if found is None else found.path
-            bases[key] = found
-            grouped.setdefault(key, []).append(column)
-        groups = [
-            _load_group([members[c] for c in columns], columns, bases[key], dtype, device)
-            for key, columns in grouped.items()
-        ]
-        bank = cls(members, groups, manifest=manifest)
+        parts = _load(sources, base=base, dtype=dtype, device=device, progress=progress)
+        bank = cls(parts.members, parts.groups, manifest=parts.manifest)
         if dtype == "float32" and device == "cpu":
             bank._check_golden()
         return bank
@@ -213,18 +216,85 @@ class PMBank:
             )
 
     def _check_golden(self) -> None:
+        """Check the golden scores of every member, and those that the bank was made with."""
         prompts, responses = golden_sequences()
         scores = self.score(prompts, responses, calibrated=False)
+        noted = self._manifest.golden if self._manifest else ()
         for column, member in enumerate(self.members):
-            if member.manifest is None:
-                continue
-            golden = member.manifest.golden
-            worst = (scores[:, column] - torch.tensor(golden.scores)).abs().max().item()
-            if worst > golden.tolerance:
-                raise ArtifactError(
-                    f"{member.source}: its golden scores are off by {worst:.4g}, allowed is "
-                    f"{golden.tolerance:.4g}; the files are not those that were published"
-                )
+            own = [member.manifest.golden] if member.manifest else []
+            for golden in (*own, *noted[column : column + 1]):
+                worst = golden_distance(golden, scores[:, column])
+                if worst > golden.tolerance:
+                    raise ArtifactError(
+                        f"{member.source}: its golden scores are off by {worst:.4g}, allowed is "
+                        f"{golden.tolerance:.4g}; the files are not those that were published"
+                    )
+
+
+def load_bank(
+    sources: Sources,
+    *,
+    base: str | Path | None = None,
+    dtype: Dtype = "float32",
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> PMBank:
+    """Load a bank as `PMBank.from_pretrained` does, but for the check of its golden scores.
+
+    For whoever measures them. Everything else should use `PMBank.from_pretrained`.
+    """
+    parts = _load(sources, base=base, dtype=dtype, device=device, progress=progress)
+    return PMBank(parts.members, parts.groups, manifest=parts.manifest)
+
+
+class _Parts(NamedTuple):
+    """What a bank is made of."""
+
+    members: list[Member]
+    groups: list[_Group]
+    manifest: BankManifest | None
+
+
+def _load(
+    sources: Sources,
+    *,
+    base: str | Path | None,
+    dtype: Dtype,
+    device: str,
+    progress: Progress | None,
+) -> _Parts:
+    members, manifest = find_members(sources, progress=progress)
+    names = [member.objective for member in members]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise OptionError(
+            f"two preference models are named {', '.join(twice)}; give each a name of its "
+            "own: {'name': source, ...}"
+        )
+    grouped: dict[Path, list[int]] = {}
+    bases: dict[Path, ModelFolder | None] = {}
+    for column, member in enumerate(members):
+        found = _base_of(member, base)
+        key = member.path if found is None else found.path
+        bases[key] = found
+        grouped.setdefault(key, []).append(column)
+    groups = [
+        _load_group([members[c] for c in columns], columns, bases[key], dtype, device)
+        for key, columns in grouped.items()
+    ]
+    return _Parts(members, groups, manifest)
+
+
+def golden_distance(golden: GoldenScores, scores: Tensor) -> float:
+    """Return how far scores of the golden texts are off the noted ones at most; NaN is infinite.
+
+    Args:
+        golden: As a manifest has them.
+        scores: Raw scores, shape (texts,).
+    """
+    noted = torch.tensor(golden.scores)
+    if noted.shape != scores.shape:
+        return float("inf")
+    return float((scores - noted).abs().max().nan_to_num(nan=float("inf")))
 
 
 _IDENTITY = Calibration(mean=0.0, std=1.0, temperature=1.0, n=0)
@@ -248,7 +318,7 @@ def find_base(declared: BaseIdentity, where: str) -> ModelFolder:
     """Return the base with the declared weights, from this machine if it is there.
 
     A model that was used here before and the embedded model stand in without a download; else the
-    declared repo is fetched.
+    declared repo is fetched. Where one is declared, the embedded model is not made ready in vain.
 
     Raises:
         ModelNotFoundError: If the declared base has no repo and is not on this machine.
@@ -256,7 +326,8 @@ def find_base(declared: BaseIdentity, where: str) -> ModelFolder:
     """
     if known := known_base(declared.weights_sha256):
         return known
-    if declared.source.startswith("gguf:"):  # else the embedded model would be made for nothing
+    local_only = declared.repo_id is None and declared.source.startswith("gguf:")
+    if local_only or embedded_at_hand(declared.source):
         embedded = model_folder(None)
         if embedded.base.weights_sha256 == declared.weights_sha256:
             return embedded
@@ -266,7 +337,13 @@ def find_base(declared: BaseIdentity, where: str) -> ModelFolder:
             f"{declared.source}) has no repo id and is not on this machine; pass base="
         )
     pinned = declared.repo_id + (f"@{declared.revision}" if declared.revision else "")
-    found = model_folder(pinned)
+    try:
+        found = model_folder(pinned)
+    except (ModelNotFoundError, HubError) as error:
+        raise type(error)(
+            f"{where}: its base {describe_base(declared)} is not to be had: {error}; or pass "
+            "base= with a folder that holds the same weights"
+        ) from error
     check_base(declared, found.base, where)
     return found
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from morlaif_hub.errors import ArtifactError, OptionError
 from morlaif_hub.hub.artifact import open_artifact
-from morlaif_hub.hub.client import Resolved, fetch
+from morlaif_hub.hub.client import Progress, Resolved, fetch_all, repository_files
+from morlaif_hub.hub.collections import collection_items, collection_slug
 from morlaif_hub.hub.manifest import (
     MANIFEST_NAME,
     BankManifest,
@@ -48,44 +49,82 @@ class Member:
     manifest: PreferenceModelManifest | None
 
 
-def find_members(sources: Sources) -> tuple[list[Member], BankManifest | None]:
+def find_members(
+    sources: Sources, *, progress: Progress | None = None
+) -> tuple[list[Member], BankManifest | None]:
     """Return the preference models that sources name, and the manifest if they are one bank.
 
     Args:
         sources: As for `PMBank.from_pretrained`.
+        progress: Told how many repositories are there.
 
     Raises:
         ArtifactError: If an artifact is unsafe or damaged, or a bank's member is not the one that
             it was made of, or is named by what a bank must not name.
         OptionError: If there is no source, or one has no name for its objective.
     """
-    if isinstance(sources, Mapping):
-        named: list[tuple[str | None, str | Path]] = list(sources.items())
-    elif isinstance(sources, str | Path):
-        named = [(None, sources)]
-    else:
-        named = [(None, source) for source in sources]
+    named = _named(sources)
     if not named:
         raise OptionError("a bank needs at least one preference model, got none")
+    found = fetch_all([s for _, s in named], allow_patterns=PM_FILES, progress=progress)
     members: list[Member] = []
     banks: list[BankManifest] = []
-    for name, source in named:
-        found = fetch(source, allow_patterns=PM_FILES)
-        if name is None and manifest_kind(found.path) == "bank":
-            banks.append(_open_bank(found.path))
-            members += [_bank_member(found, part) for part in banks[-1].objectives]
+    for (name, source), folder in zip(named, found, strict=True):
+        if name is None and manifest_kind(folder.path) == "bank":
+            banks.append(_open_bank(folder))
+            members += _bank_members(folder, banks[-1], progress)
         else:
-            members.append(_member(name, source, found))
+            members.append(_member(name, source, folder))
     return members, banks[0] if len(banks) == len(named) == 1 else None
 
 
-def _open_bank(folder: Path) -> BankManifest:
-    manifest = open_artifact(folder, BankManifest)
+def _named(sources: Sources) -> list[tuple[str | None, str | Path]]:
+    """Return each source with the name of its objective, where one is given."""
+    if isinstance(sources, Mapping):
+        return list(sources.items())
+    if isinstance(sources, str | Path):
+        slug = collection_slug(sources) if isinstance(sources, str) else None
+        return [(None, source) for source in (_in_collection(slug) if slug else [sources])]
+    return [(None, source) for source in sources]
+
+
+def _in_collection(slug: str) -> list[str]:
+    """Return the bank of a Collection if it has one, else its preference models.
+
+    Which they are is told by their manifests. Bases and data sets are there to go with them.
+    """
+    models = [item.repo_id for item in collection_items(slug) if item.repo_type == "model"]
+    kinds = (
+        {
+            repo_id: manifest_kind(found.path)
+            for repo_id, found in zip(
+                models,
+                fetch_all(models, allow_patterns=[MANIFEST_NAME, "config.json"]),
+                strict=True,
+            )
+        }
+        if models
+        else {}
+    )
+    if unknown := [repo_id for repo_id, kind in kinds.items() if kind is None]:
+        raise OptionError(
+            f"the Collection {slug} has {', '.join(unknown)}, without a {MANIFEST_NAME}, so its "
+            f"objective has no name; pass a mapping such as {{'helpfulness': {unknown[0]!r}}}"
+        )
+    banks = [repo_id for repo_id, kind in kinds.items() if kind == "bank"]
+    parts = [repo_id for repo_id, kind in kinds.items() if kind == "preference-model"]
+    if not parts and not banks:
+        raise OptionError(f"the Collection {slug} has neither a bank nor a preference model")
+    return banks if len(banks) == 1 else parts
+
+
+def _open_bank(bank: Resolved) -> BankManifest:
+    manifest = open_artifact(bank.path, BankManifest, where=bank.label)
     objectives = [part.name for part in manifest.objectives]
     weighted = [weight.objective for weight in manifest.weights]
     if sorted(weighted) != sorted(objectives):
         raise ArtifactError(
-            f"{folder}: has weights for {', '.join(weighted) or 'nothing'}, but its objectives "
+            f"{bank.label}: has weights for {', '.join(weighted) or 'nothing'}, but its objectives "
             f"are {', '.join(objectives) or 'none'}; each needs one weight"
         )
     return manifest
@@ -98,23 +137,50 @@ def _member(name: str | None, source: str | Path, found: Resolved) -> Member:
                 f"{source} has no {MANIFEST_NAME}, so its objective has no name; pass a mapping "
                 f"such as {{'helpfulness': {str(source)!r}}}"
             )
+        _refuse_pickles(source, found)
         return Member(name, str(source), found.path, found.repo_id, found.revision, None)
-    manifest = open_artifact(found.path, PreferenceModelManifest)
+    manifest = open_artifact(found.path, PreferenceModelManifest, where=found.label)
     objective = name or manifest.principle.name
     return Member(objective, str(source), found.path, found.repo_id, found.revision, manifest)
 
 
-def _bank_member(bank: Resolved, part: ObjectiveRecord) -> Member:
-    source = _bank_source(bank, part)
-    found = fetch(source, allow_patterns=PM_FILES)
+def _refuse_pickles(source: str | Path, found: Resolved) -> None:
+    """Say of a plain model without safetensors what it has instead; that was never fetched."""
+    files = repository_files(found)
+    if any(name.endswith(".safetensors") for name in files):
+        return
+    pickles = [name for name in files if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    other = f"; {', '.join(pickles)} is a pickle, which may run code, and is never loaded"
+    raise ArtifactError(
+        f"{source}: no weights in safetensors there{other if pickles else ''}; ask its owner to "
+        "save it with safetensors"
+    )
+
+
+def _bank_members(
+    bank: Resolved, manifest: BankManifest, progress: Progress | None
+) -> list[Member]:
+    sources = [_bank_source(bank, part) for part in manifest.objectives]
+    if not sources:
+        return []
+    found = fetch_all(sources, allow_patterns=PM_FILES, progress=progress)
+    return [
+        _bank_member(bank, part, source, folder)
+        for part, source, folder in zip(manifest.objectives, sources, found, strict=True)
+    ]
+
+
+def _bank_member(
+    bank: Resolved, part: ObjectiveRecord, source: str | Path, found: Resolved
+) -> Member:
     if not (found.path / MANIFEST_NAME).is_file():
         raise ArtifactError(
-            f"{bank.path}: {part.name} ({part.repo_id}) has no {MANIFEST_NAME}, so it cannot be "
+            f"{bank.label}: {part.name} ({part.repo_id}) has no {MANIFEST_NAME}, so it cannot be "
             "the preference model that this bank was made of"
         )
     if manifest_sha256(found.path) != part.sha256:
         raise ArtifactError(
-            f"{bank.path}: {part.name} ({part.repo_id}) is not the preference model that this "
+            f"{bank.label}: {part.name} ({part.repo_id}) is not the preference model that this "
             "bank was made of: its manifest differs"
         )
     return _member(part.name, source, found)

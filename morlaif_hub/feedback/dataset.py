@@ -84,7 +84,7 @@ class FeedbackDataset:
             HubError: If the Hub does not give it.
         """
         resolved = fetch(source, repo_type="dataset")
-        manifest = open_artifact(resolved.path, FeedbackManifest)
+        manifest = open_artifact(resolved.path, FeedbackManifest, where=resolved.label)
         splits = Splits(
             train=_read_split(resolved.path, manifest, split="train"),
             test=_read_split(resolved.path, manifest, split="test"),

@@ -38,6 +38,7 @@ _WEIGHTS_INDEX = "model.safetensors.index.json"
 _PICKLED = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 _HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
 _CHUNK = 1 << 20  # bytes
+_IN_CACHE = re.compile(r"(models|datasets|spaces)--")
 # What reading JSON or bytes of another make than expected can end in.
 _MALFORMED = (
     struct.error,
@@ -113,7 +114,7 @@ def seal(folder: Path, manifest: M) -> M:
     """
     entries = tuple(
         FileEntry(path=path, size=(folder / path).stat().st_size, sha256=_sha256(folder / path))
-        for path in _files(folder)
+        for path in _files(folder, str(folder))
         if path not in (MANIFEST_NAME, CARD_NAME)
     )
     text = dump_manifest(replace(manifest, files=entries))
@@ -127,26 +128,31 @@ def seal(folder: Path, manifest: M) -> M:
     return sealed
 
 
-def open_artifact(folder: Path, expected: type[M]) -> M:
+def open_artifact(folder: Path, expected: type[M], *, where: str | None = None) -> M:
     """Return an artifact's manifest after checking the folder's files against it.
+
+    A file of the Hub's cache that is not what the manifest says is removed from there, so that the
+    next try downloads it again.
 
     Args:
         folder: A local folder; a snapshot in the Hub's cache is one.
         expected: The class of manifest that is wanted.
+        where: What errors call the folder, such as the repository that it is a copy of.
 
     Raises:
         ManifestError: If there is no valid manifest of that kind.
         ArtifactError: If a listed file is missing or differs, weights are there that are not
             listed, or a file must not be in an artifact; the message names it and the reason.
     """
-    present = _files(folder)
-    manifest = read_manifest(folder, expected)
+    where = where or str(folder)
+    present = _files(folder, where)
+    manifest = read_manifest(folder, expected, where=where)
     listed = {entry.path for entry in manifest.files}
     for path in present:
         if PurePosixPath(path).suffix.lower() == ".safetensors" and path not in listed:
-            raise ArtifactError(f"{folder}: {path}: weights that {MANIFEST_NAME} does not list")
+            raise ArtifactError(f"{where}: {path}: weights that {MANIFEST_NAME} does not list")
     for entry in manifest.files:
-        _check(folder, entry)
+        _check(folder, entry, where)
     return manifest
 
 
@@ -223,57 +229,78 @@ def _not_writable(folder: Path, error: OSError) -> WorkspaceError:
     )
 
 
-def _files(folder: Path) -> list[str]:
+def _files(folder: Path, where: str) -> list[str]:
     """Return the paths of all files below a folder, refusing those that no artifact may have."""
     found = []
     for root, folders, names in os.walk(folder):
         for name in (*folders, *names):
             path = Path(root, name)
-            _refuse_link(folder, path)
+            _refuse_link(folder, path, where)
             if name in names:
-                _refuse_unsafe(folder, path)
+                _refuse_unsafe(folder, path, where)
                 found.append(path.relative_to(folder).as_posix())
     return sorted(found)
 
 
-def _refuse_link(folder: Path, path: Path) -> None:
+def _refuse_link(folder: Path, path: Path, where: str) -> None:
     if not path.is_symlink():
         return
     # Unlike resolve(), realpath() has no error of its own for links that go round in a circle.
     inside, target = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
-    homes = [inside]
-    if inside.parent.name == "snapshots":  # the Hub's cache: files are links into its blobs
-        homes.append(inside.parent.parent / "blobs")
+    homes = [inside, *_stores(inside)]
     if path.is_dir() or not any(target.is_relative_to(home) for home in homes):
-        raise _refusal(folder, path, "a link that leads out of the folder, or to a folder")
+        name = path.relative_to(folder).as_posix()
+        raise ArtifactError(f"{where}: {name}: a link that leads out of the folder, or to a folder")
 
 
-def _refuse_unsafe(folder: Path, path: Path) -> None:
+def _stores(folder: Path) -> list[Path]:
+    """Return where the Hub's cache keeps what a snapshot in it links to; elsewhere there is none.
+
+    A repository's files are links into its blobs; of what came over Xet, these are links into the
+    blobs that all repositories share.
+    """
+    repository = folder.parent.parent
+    if folder.parent.name != "snapshots":
+        return []
+    shared = [repository.parent / "blobs"] if _IN_CACHE.match(repository.name) else []
+    return [repository / "blobs", *shared]
+
+
+def _refuse_unsafe(folder: Path, path: Path, where: str) -> None:
+    name = path.relative_to(folder).as_posix()
     if not path.is_file():
-        raise _refusal(folder, path, "not a plain file")
+        raise ArtifactError(f"{where}: {name}: not a plain file")
     if path.suffix.lower() in _PICKLED:
-        raise _refusal(folder, path, "may run code when it is loaded; use safetensors instead")
+        raise ArtifactError(
+            f"{where}: {name}: may run code when it is loaded; use safetensors instead"
+        )
 
 
-def _refusal(folder: Path, path: Path, reason: str) -> ArtifactError:
-    return ArtifactError(f"{folder}: {path.relative_to(folder).as_posix()}: {reason}")
-
-
-def _check(folder: Path, entry: FileEntry) -> None:
+def _check(folder: Path, entry: FileEntry, where: str) -> None:
     path = folder / entry.path
     if not path.is_file():
-        raise ArtifactError(f"{folder}: {entry.path}: listed in {MANIFEST_NAME}, but not there")
+        raise ArtifactError(f"{where}: {entry.path}: listed in {MANIFEST_NAME}, but not there")
     size = path.stat().st_size
     if size != entry.size:
         raise ArtifactError(
-            f"{folder}: {entry.path}: has {size} bytes, where {MANIFEST_NAME} says {entry.size}; "
-            "get the folder again"
+            f"{where}: {entry.path}: has {size} bytes, where {MANIFEST_NAME} says {entry.size}; "
+            f"{_next_step(folder, path)}"
         )
     if _sha256(path) != entry.sha256:
         raise ArtifactError(
-            f"{folder}: {entry.path}: its bytes are not those that {MANIFEST_NAME} lists (SHA-256 "
-            "differs); get the folder again"
+            f"{where}: {entry.path}: its bytes are not those that {MANIFEST_NAME} lists (SHA-256 "
+            f"differs); {_next_step(folder, path)}"
         )
+
+
+def _next_step(folder: Path, path: Path) -> str:
+    """Say how to get a damaged file again; in the Hub's cache it is removed to make that so."""
+    if not path.is_symlink() or not _stores(Path(os.path.realpath(folder))):
+        return "get the folder again"
+    blob = Path(os.path.normpath(path.parent.resolve() / path.readlink()))
+    for copy in (path.resolve(), blob, path):  # what came over Xet is two links away
+        copy.unlink(missing_ok=True)
+    return "its copy was removed from the Hub's cache, so try again to download it anew"
 
 
 def _sha256(path: Path) -> str:

@@ -1,35 +1,41 @@
-"""The way to the Hub: the one place that talks to it.
+"""From a source to a folder: the one place that downloads from the Hub.
 
 Others ask for a source, a local path or a repo id, and get a folder with a pinned commit. What
 looks like a repo id is never taken for a folder, and the other way round, so that a folder of
 the same name on this machine cannot stand in for a repository.
 """
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Thread
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from morlaif_hub.errors import DataError, HubError, ModelNotFoundError, MorlaifHubError
+from morlaif_hub.errors import HubError, MorlaifHubError
+from morlaif_hub.hub.access import (
+    ANSWER_SECONDS,
+    NOT_FOUND,
+    Asked,
+    NoAnswer,
+    RepoType,
+    ask_once,
+    refusal,
+)
 
-RepoType = Literal["model", "dataset"]
-T = TypeVar("T")
+Progress = Callable[[str, int, int], None]
+"""Told a stage's name, how much of it is done, and of how much."""
 
-ANSWER_SECONDS = 3.0
-"""How long the Hub may take to say whether it has a repository.
-
-With the time that a new process takes to import its libraries, less than 5 seconds.
-"""
+AT_ONCE = 8
+"""How many repositories are fetched at the same time."""
 
 _LOCAL = re.compile(r"/|(\.\.?|~)(/|$)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"(?!.*(\.\.|//))\w[\w./+#-]*", re.ASCII)
-_NOT_FOUND: dict[str, type[MorlaifHubError]] = {"model": ModelNotFoundError, "dataset": DataError}
+_LOG = logging.getLogger(__name__)
 
 
 class Resolved(NamedTuple):
@@ -45,14 +51,19 @@ class Resolved(NamedTuple):
     repo_id: str | None
     revision: str | None
 
+    @property
+    def label(self) -> str:
+        """What errors call it: the repository at its commit, or the local path."""
+        return f"{self.repo_id}@{self.revision}" if self.repo_id else str(self.path)
+
 
 class _Wanted(NamedTuple):
-    """A repository at a revision, None for its main branch, as the Hub's client is asked for it."""
+    """What is to be downloaded: files of a repository, into the Hub's cache or another one."""
 
-    repo_id: str
-    revision: str | None
-    repo_type: RepoType
+    asked: Asked
     allow_patterns: Sequence[str] | None
+    cache: Path | None
+    quiet: bool
 
 
 def fetch(
@@ -60,44 +71,124 @@ def fetch(
     *,
     repo_type: RepoType = "model",
     allow_patterns: Sequence[str] | None = None,
+    cache: Path | None = None,
+    quiet: bool = False,
 ) -> Resolved:
     """Return a source's folder, downloading it unless the Hub's cache has all of it.
 
-    A branch or tag is resolved to a commit once. Without a network, what the cache has is used:
-    a pinned commit at once, a branch as it was when it was last fetched.
+    A branch or tag is resolved to a commit once, which is one request; if the cache has that
+    commit whole, it is the only one. Without a network, what the cache has is used: a pinned
+    commit at once, without asking, a branch as it was when it was last fetched.
 
     Args:
         source: A local folder or file (a `Path`, or text that starts with `./`, `../`, `/` or
             `~`), or `repo_id`, or `repo_id@revision`.
         repo_type: What kind of repository `repo_id` is.
         allow_patterns: Shell patterns; only files of a repository that match one are fetched.
+        cache: A folder to download into instead of the Hub's cache.
+        quiet: Whether to show no bars.
 
     Raises:
         ModelNotFoundError: If there is no such path, repository, revision or file.
         DataError: The same for a data set.
         HubError: If the Hub refuses, or cannot be reached and its cache does not have it.
     """
-    if isinstance(source, Path) or _LOCAL.match(source):
+    if is_local(source):
         return Resolved(_existing(Path(source), repo_type), None, None)
-    wanted = _parse(source, repo_type, allow_patterns)
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its own httpx
-
+    wanted = _Wanted(parse_repository(str(source), repo_type), allow_patterns, cache, quiet)
     try:
         folder = _download(wanted)
     except MorlaifHubError:
         raise
-    except HfHubHTTPError as error:
-        raise _refusal(wanted, error) from error
-    except (httpx.TransportError, OSError, RuntimeError) as error:  # the last one is hf_xet's
-        # Of the others, only the system's own text is known not to quote a token.
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise HubError(f"{_named(wanted)} could not be downloaded: {reason}; try again") from error
+    except Exception as error:
+        if not _is_the_hubs(error):
+            raise
+        raise refusal(wanted.asked, error) from error
     if not folder.is_dir():
-        raise _NOT_FOUND[repo_type](
-            f"{wanted.repo_id}: it has no file that matches {', '.join(allow_patterns or ('*',))}"
+        raise NOT_FOUND[repo_type](
+            f"{wanted.asked.repo_id}: it has no file that matches "
+            f"{', '.join(allow_patterns or ('*',))}"
         )
-    return Resolved(folder, wanted.repo_id, folder.name)
+    return Resolved(folder, wanted.asked.repo_id, folder.name)
+
+
+def fetch_all(
+    sources: Sequence[str | Path],
+    *,
+    repo_type: RepoType = "model",
+    allow_patterns: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> list[Resolved]:
+    """Return the folders of several sources, fetched at the same time, in their order.
+
+    Args:
+        sources: As for `fetch`.
+        repo_type: As for `fetch`.
+        allow_patterns: As for `fetch`.
+        progress: Told how many are there. Without it, a bar of the Hub's client is shown when
+            there is something to wait for.
+
+    Raises:
+        ModelNotFoundError, DataError, HubError: As `fetch`, for the first source that fails.
+    """
+    one = partial(fetch, repo_type=repo_type, allow_patterns=allow_patterns, quiet=len(sources) > 1)
+    remote = sum(not is_local(source) for source in sources)
+    if remote == 0 or (len(sources) == 1 and progress is None):
+        return [one(source) for source in sources]
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        with _counted(len(sources), progress) as count:
+            futures = [pool.submit(one, source) for source in sources]
+            return [_and_count(future.result(), count) for future in futures]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # after an error nobody waits for the rest
+
+
+def is_local(source: str | Path) -> bool:
+    """Whether a source means a path of this machine; a repo id never does."""
+    return isinstance(source, Path) or _LOCAL.match(source) is not None
+
+
+def repository_files(found: Resolved, repo_type: RepoType = "model") -> list[str]:
+    """Return the names of all files of a fetched repository, those too that were not fetched.
+
+    Of a local folder, its own files.
+    """
+    if found.repo_id is None:
+        return sorted(p.relative_to(found.path).as_posix() for p in found.path.rglob("*"))
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        tree = get_cached_repo_tree(found.repo_id, repo_type=repo_type, revision=found.revision)
+    except CachedRepoTreeNotFoundError:
+        return sorted(p.relative_to(found.path).as_posix() for p in found.path.rglob("*"))
+    return sorted(entry.path for entry in tree)
+
+
+def parse_repository(source: str, repo_type: RepoType = "model") -> Asked:
+    """Return the repository and revision that `user/name` or `user/name@revision` names.
+
+    Raises:
+        ModelNotFoundError, DataError: If the text is neither.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented
+
+    repo_id, at, revision = source.partition("@")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise NOT_FOUND[repo_type](
+            f"{source!r} is no repo id such as user/name, or user/name@revision; "
+            "start a local path with ./ or /"
+        ) from error
+    # A revision becomes part of a path in the Hub's cache, and a stranger's bank may name it.
+    if at and not _REVISION.fullmatch(revision):
+        raise NOT_FOUND[repo_type](
+            f"{source!r}: the revision {revision!r} is no branch, tag or commit"
+        )
+    return Asked(repo_id, revision or None, repo_type)
 
 
 @contextmanager
@@ -126,161 +217,129 @@ def _existing(path: Path, repo_type: RepoType) -> Path:
         return full.resolve()
     if full.exists():  # a link to a file keeps its name, whose ending says what it is
         return full.parent.resolve() / full.name
-    raise _NOT_FOUND[repo_type](f"{path}: no such file or folder")
+    raise NOT_FOUND[repo_type](f"{path}: no such file or folder")
 
 
-def _parse(source: str, repo_type: RepoType, allow_patterns: Sequence[str] | None) -> _Wanted:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented
+def _is_the_hubs(error: Exception) -> bool:
+    """Whether an error comes from the way to the Hub, not from a fault in this program."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its own httpx
 
-    repo_id, at, revision = source.partition("@")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise _NOT_FOUND[repo_type](
-            f"{source!r} is no repo id such as user/name, or user/name@revision; "
-            "start a local path with ./ or /"
-        ) from error
-    # A revision becomes part of a path in the Hub's cache, and a stranger's bank may name it.
-    if at and not _REVISION.fullmatch(revision):
-        raise _NOT_FOUND[repo_type](
-            f"{source!r}: the revision {revision!r} is no branch, tag or commit"
-        )
-    return _Wanted(repo_id, revision or None, repo_type, allow_patterns)
+    # A RuntimeError is hf_xet's.
+    return isinstance(error, HfHubHTTPError | httpx.TransportError | OSError | RuntimeError)
 
 
 def _download(wanted: _Wanted) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    if (cached := _complete_in_cache(wanted)) is not None:
+    asked = wanted.asked
+    cached = _complete_in_cache(wanted)
+    if cached is not None and asked.revision == cached.name:
         return cached
     snapshot = _snapshot(wanted)
-    silence = _why_no_answer(wanted)
-    if silence is None:
-        return Path(snapshot())
     try:
-        return Path(snapshot(local_files_only=True))
-    except LocalEntryNotFoundError as error:
-        raise HubError(
-            f"the Hub cannot be reached ({silence}), and its cache does not have "
-            f"{_named(wanted)}; get online, or give a local folder that starts with ./ or /"
-        ) from error
+        commit = _commit_on_the_hub(asked)
+    except NoAnswer as silence:
+        try:
+            return Path(snapshot(local_files_only=True))
+        except LocalEntryNotFoundError as error:
+            raise HubError(
+                f"the Hub cannot be reached ({silence}), and its cache does not have "
+                f"{asked.name}; get online, or give a local folder that starts with ./ or /"
+            ) from error
+    if cached is not None and commit == cached.name:
+        return cached
+    return Path(snapshot())
+
+
+def _commit_on_the_hub(asked: Asked) -> str | None:
+    """Ask the Hub once which commit a repository is at.
+
+    Downloads are retried for 23 seconds and more, so this comes before one is begun.
+    """
+    from huggingface_hub import HfApi
+
+    ask = partial(
+        HfApi().repo_info,
+        asked.repo_id,
+        repo_type=asked.repo_type,
+        revision=asked.revision,
+        timeout=ANSWER_SECONDS,
+    )
+    info = ask_once(ask)
+    if info.id != asked.repo_id:
+        _LOG.warning("%s was renamed on the Hub; use its new name, %s", asked.repo_id, info.id)
+    return info.sha
 
 
 def _snapshot(wanted: _Wanted) -> Callable[..., str]:
     from huggingface_hub import snapshot_download
 
     patterns = wanted.allow_patterns
+    options: dict[str, Any] = {"tqdm_class": _no_bar()} if wanted.quiet else {}
     return partial(
         snapshot_download,
-        wanted.repo_id,
-        repo_type=wanted.repo_type,
-        revision=wanted.revision,
+        wanted.asked.repo_id,
+        repo_type=wanted.asked.repo_type,
+        revision=wanted.asked.revision,
         allow_patterns=None if patterns is None else list(patterns),
+        cache_dir=wanted.cache,
+        **options,
     )
 
 
 def _complete_in_cache(wanted: _Wanted) -> Path | None:
-    """Return the folder of a pinned commit if the cache is known to have all of it."""
+    """Return the folder of a revision, as last fetched, if the cache is known to have all of it."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 
-    if wanted.revision is None or not _COMMIT.fullmatch(wanted.revision):
-        return None
-    repo_type, revision = wanted.repo_type, wanted.revision
+    asked = wanted.asked
     try:
         # Where the list of files is not cached, snapshot_download takes what is there for all.
-        get_cached_repo_tree(wanted.repo_id, repo_type=repo_type, revision=revision)
+        get_cached_repo_tree(
+            asked.repo_id,
+            repo_type=asked.repo_type,
+            revision=asked.revision,
+            cache_dir=wanted.cache,
+        )
         return Path(_snapshot(wanted)(local_files_only=True))
     except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
         return None
 
 
-def _why_no_answer(wanted: _Wanted) -> str | None:
-    """Ask the Hub for the repository once, and return why it gave no answer; None if it did.
+def _no_bar() -> type:
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # documented
 
-    Downloads are retried for 23 seconds and more, so it is asked before one is begun.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its own httpx
+    class NoBar(tqdm):
+        """Counts and shows nothing: many downloads at once would write over each other."""
 
-    ask = partial(
-        HfApi().repo_info,
-        wanted.repo_id,
-        repo_type=wanted.repo_type,
-        revision=wanted.revision,
-        timeout=ANSWER_SECONDS,
-    )
-    try:
-        _within(ANSWER_SECONDS, ask)
-    except OfflineModeIsEnabled:
-        return "HF_HUB_OFFLINE is set"
-    except TimeoutError:
-        return f"no answer within {ANSWER_SECONDS:g} seconds"
-    except HfHubHTTPError as error:
-        if error.response.status_code != 429 and error.response.status_code < 500:
-            raise
-        return f"it answered {error.response.status_code}"
-    except httpx.TransportError as error:
-        return type(error).__name__  # its text may quote the token
-    except ValueError:  # a network that asks for a log-in answers everything with a page
-        return "what answered is not a Hub"
-    return None
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **{**named, "disable": True})
+
+    return NoBar
 
 
-def _within(seconds: float, ask: Callable[[], T]) -> T:
-    """Return what `ask` returns, or raise TimeoutError after that many seconds.
+@contextmanager
+def _counted(total: int, progress: Progress | None) -> Iterator[Callable[[], None]]:
+    """Tell how many of `total` repositories are there, whenever the result is called."""
+    done = 0
+    if progress is None:
+        from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # documented
 
-    A request's own timeout begins anew with each address of a host and each step, so it does not
-    bound the whole. The thread is a daemon: a request that hangs does not hold up the program.
-    """
-    answer: Future[T] = Future()
+        # The delay keeps the bar away when all is in the cache.
+        with tqdm(total=total, desc="fetching repositories", delay=1.0) as bar:
+            yield bar.update
+        return
+    progress("fetching from the Hub", 0, total)
 
-    def run() -> None:
-        try:
-            answer.set_result(ask())
-        except Exception as error:
-            answer.set_exception(error)
+    def count() -> None:
+        nonlocal done
+        done += 1
+        progress("fetching from the Hub", done, total)
 
-    Thread(target=run, daemon=True).start()
-    return answer.result(timeout=seconds)
-
-
-def _refusal(wanted: _Wanted, error: Exception) -> MorlaifHubError:
-    from huggingface_hub.errors import (
-        DisabledRepoError,
-        GatedRepoError,
-        HfHubHTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    match error:
-        case GatedRepoError():
-            return HubError(
-                f"{wanted.repo_id} is gated: ask for access on its page at huggingface.co, then "
-                "log in with 'hf auth login' or set HF_TOKEN"
-            )
-        case DisabledRepoError():
-            return HubError(f"{wanted.repo_id} was disabled on the Hub")
-        case RevisionNotFoundError():
-            return _NOT_FOUND[wanted.repo_type](
-                f"{wanted.repo_id} is on the Hub, but has no revision {wanted.revision!r}"
-            )
-        case _ if isinstance(error, RepositoryNotFoundError) or status == 401:
-            return _NOT_FOUND[wanted.repo_type](_missing(wanted))
-    return HubError(f"the Hub answered {status} when asked for {_named(wanted)}")
+    yield count
 
 
-def _missing(wanted: _Wanted) -> str:
-    local = "; for the local folder, write ./ before it" if Path(wanted.repo_id).exists() else ""
-    return (
-        f"there is no {wanted.repo_type} {wanted.repo_id} on the Hub that you may read; if it is "
-        f"private, log in with 'hf auth login' or set HF_TOKEN, and check that it is valid{local}"
-    )
-
-
-def _named(wanted: _Wanted) -> str:
-    return f"{wanted.repo_id}@{wanted.revision}" if wanted.revision else wanted.repo_id
+def _and_count(found: Resolved, count: Callable[[], object]) -> Resolved:
+    count()
+    return found

@@ -476,8 +476,10 @@ def parse_manifest(text: str, expected: type[M], where: str) -> M:
         raise ManifestError(f"{where}: {key}: {first['msg']}") from error
 
 
-def read_manifest(folder: Path, expected: type[M]) -> M:
+def read_manifest(folder: Path, expected: type[M], *, where: str | None = None) -> M:
     """Return the manifest of an artifact's folder, without checking its files.
+
+    `where` is what errors call the folder.
 
     Raises:
         ManifestError: If there is none, or it is not valid; the message names the key.
@@ -486,8 +488,8 @@ def read_manifest(folder: Path, expected: type[M]) -> M:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{folder}: no readable {MANIFEST_NAME}: {error}") from error
-    return parse_manifest(text, expected, str(path))
+        raise ManifestError(f"{where or folder}: no readable {MANIFEST_NAME}: {error}") from error
+    return parse_manifest(text, expected, f"{where or folder}/{MANIFEST_NAME}")
 
 
 def manifest_sha256(folder: Path) -> str:

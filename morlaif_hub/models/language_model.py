@@ -95,10 +95,11 @@ def base_identity(
     """
     found = _weights_sha256(folder, _stamps(folder))
     if (folder / MANIFEST_NAME).is_file():
-        declared = open_artifact(folder, BaseManifest).base
+        where = f"{repo_id}@{revision}" if repo_id else str(folder)
+        declared = open_artifact(folder, BaseManifest, where=where).base
         if declared.weights_sha256 != found:
             raise ArtifactError(
-                f"{folder}: {MANIFEST_NAME} declares the weights {declared.weights_sha256[:12]}, "
+                f"{where}: {MANIFEST_NAME} declares the weights {declared.weights_sha256[:12]}, "
                 f"but the tensors are {found[:12]}"
             )
         return replace(declared, repo_id=repo_id or declared.repo_id, revision=revision)

@@ -13,9 +13,14 @@ from morlaif_hub.hub.artifact import open_artifact, weights_sha256
 from morlaif_hub.hub.client import Resolved, fetch
 from morlaif_hub.hub.manifest import MANIFEST_NAME, BaseIdentity, PolicyManifest, manifest_kind
 from morlaif_hub.models.embedded import EMBEDDED
-from morlaif_hub.models.language_model import Dtype, LanguageModel, load_tokenizer
+from morlaif_hub.models.language_model import (
+    MODEL_FILES,
+    Dtype,
+    LanguageModel,
+    load_tokenizer,
+)
 
-POLICY_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+POLICY_FILES = [*MODEL_FILES, "LICENSE*", "figures/*"]
 SLOT = "policy"
 
 
@@ -39,7 +44,7 @@ def load_policy(spec: str | Path | None = None, *, dtype: Dtype = "bfloat16") ->
     folder = fetched.path
     if not (folder / MANIFEST_NAME).is_file() or manifest_kind(folder) != "policy":
         return LanguageModel.load(spec, dtype=dtype)
-    manifest = open_artifact(folder, PolicyManifest)
+    manifest = open_artifact(folder, PolicyManifest, where=fetched.label)
     if manifest.form == "full":
         return _load_full(fetched, str(spec), dtype)
     return _load_lora(folder, manifest, str(spec), dtype)
