@@ -98,8 +98,16 @@ def save_adapter(model: Any, folder: Path, base: BaseIdentity) -> None:
     model.save_pretrained(folder, save_embedding_layers=False)
 
 
-def check_base(declared: BaseIdentity, offered: BaseIdentity, where: str) -> None:
+def check_base(
+    declared: BaseIdentity, offered: BaseIdentity, where: str, *, name: str | None = None
+) -> None:
     """Check that an adapter is put on the base that it was trained on.
+
+    Args:
+        declared: What its manifest says.
+        offered: What was found.
+        where: The adapter's source, for errors.
+        name: What the user called the offered base, for errors.
 
     Raises:
         BaseMismatchError: If the weights differ; the message names both.
@@ -107,13 +115,17 @@ def check_base(declared: BaseIdentity, offered: BaseIdentity, where: str) -> Non
     if declared.weights_sha256 != offered.weights_sha256:
         raise BaseMismatchError(
             f"{where}: made for the base {describe_base(declared)}, but put on "
-            f"{describe_base(offered)}; load it with its own base"
+            f"{describe_base(offered, name)}; load it with its own base"
         )
 
 
-def describe_base(base: BaseIdentity) -> str:
-    """Return a base's name and the start of its hash, for messages."""
-    name = base.repo_id or ("the embedded model" if base.source.startswith("gguf") else "a folder")
+def describe_base(base: BaseIdentity, name: str | None = None) -> str:
+    """Return a base's repository, else what the user called it, and the start of its hash."""
+    name = (
+        name
+        or base.repo_id
+        or ("the embedded model" if base.source.startswith("gguf") else "a folder")
+    )
     return f"{name} (weights {base.weights_sha256[:12]})"
 
 

@@ -17,7 +17,7 @@ from morlaif_hub.bank.adapters import (
     describe_base,
 )
 from morlaif_hub.bank.engine import Engine, load_classifier
-from morlaif_hub.bank.golden import golden_sequences
+from morlaif_hub.bank.golden import exact_products, golden_sequences
 from morlaif_hub.bank.members import Member, Sources, find_members
 from morlaif_hub.comparisons import Message
 from morlaif_hub.errors import (
@@ -218,7 +218,8 @@ class PMBank:
     def _check_golden(self) -> None:
         """Check the golden scores of every member, and those that the bank was made with."""
         prompts, responses = golden_sequences()
-        scores = self.score(prompts, responses, calibrated=False)
+        with exact_products():
+            scores = self.score(prompts, responses, calibrated=False)
         noted = self._manifest.golden if self._manifest else ()
         for column, member in enumerate(self.members):
             own = [member.manifest.golden] if member.manifest else []
@@ -309,7 +310,7 @@ def _base_of(member: Member, stand_in: str | Path | None) -> ModelFolder | None:
         return None
     if stand_in is not None:
         found = model_folder(stand_in)
-        check_base(manifest.base, found.base, member.source)
+        check_base(manifest.base, found.base, member.source, name=found.name)
         return found
     return find_base(manifest.base, member.source)
 

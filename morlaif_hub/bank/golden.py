@@ -3,6 +3,11 @@
 A copy that gives other scores for them is not the preference model that was published.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
 from morlaif_hub.comparisons import Message
 
 _GOLDEN: tuple[tuple[str, str], ...] = (
@@ -29,3 +34,18 @@ def golden_sequences() -> tuple[list[list[Message]], list[str]]:
     """Return the prompts, as messages, and the responses of the golden texts."""
     prompts = [[{"role": "user", "content": prompt}] for prompt, _ in _GOLDEN]
     return prompts, [response for _, response in _GOLDEN]
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Within this context float32 products are float32, whatever the program chose for speed.
+
+    `torch.set_float32_matmul_precision("medium")` moves golden scores by more than another base
+    does on processors that have bfloat16 units; see docs/golden.md.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
