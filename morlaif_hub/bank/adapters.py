@@ -122,8 +122,8 @@ def check_base(
 def describe_base(base: BaseIdentity, name: str | None = None) -> str:
     """Return a base's repository, else what the user called it, and the start of its hash."""
     name = (
-        name
-        or base.repo_id
+        base.repo_id
+        or name
         or ("the embedded model" if base.source.startswith("gguf") else "a folder")
     )
     return f"{name} (weights {base.weights_sha256[:12]})"
