@@ -36,11 +36,38 @@ CHAIN = (
     "morlaif-hub train-pm conciseness detail",
     "morlaif-hub steer --prompt 'How do I boil an egg?' --weights conciseness=1,detail=0",
     "morlaif-hub train-policy --weights conciseness=0.5,detail=0.5 --max-kl 0.2",
+    "morlaif-hub push-base",
+    "morlaif-hub push-feedback conciseness",
+    "morlaif-hub push-pm conciseness",
+    "morlaif-hub push-bank",
+    "morlaif-hub verify USER/morlaif-pm-conciseness-smollm2",
     "morlaif-hub demo",
 )
 
 _OBJECTIVES = "what a high score of each objective means, in words"
 _VALIDATION = "`fit`, `unproven`, `wrong way` or null (not validated), by objective"
+
+_PUSHED = {
+    "repo_id": "the repository",
+    "commit": "what was committed, or was there already",
+    "tag": "its version, as `v1`; null for a pull request",
+    "url": "where to look at it",
+    "public": "whether everybody may read it",
+    "new": "whether there was anything to commit",
+    "checks": "what was measured on the copy that was downloaded again, as `verify` prints it",
+    "collection": "the address of a bank's Collection, or null",
+    "needs": "what others would like to have on the Hub too: `what`, `command` and `required`",
+}
+_PLANNED = {
+    "dry_run": "true",
+    "kind": "of artifact",
+    "repo_id": "the repository",
+    "exists": "whether it is on the Hub; null without a token",
+    "public": "whether everybody could read it",
+    "files": "each with `path`, `size` in bytes and `change` (`new`, `changed`, `same`, `removed`)",
+    "needs": "what is not on the Hub yet: `what`, `command` and `required`",
+    "card": "the rendered card",
+}
 
 JSON = {
     "quickstart": {
@@ -124,6 +151,29 @@ JSON = {
         "kl": "mean per token to the policy before training, in nats",
         "words_before": "mean length of the answers before training, in words",
         "words_after": "the same after it",
+    },
+    "push-base": _PUSHED,
+    "push-feedback": _PUSHED,
+    "push-pm": _PUSHED,
+    "push-pm --dry-run": _PLANNED,
+    "push-bank": _PUSHED,
+    "push-policy": _PUSHED,
+    "verify": {
+        "source": "the repository at its commit, or the folder",
+        "kind": "of artifact",
+        "holds": "whether no claim fails",
+        "checks": "each with `claim`, `stated`, `measured` and `verdict` (`holds`, `fails`, "
+        "`not checked`)",
+    },
+    "search": {
+        "kind": "as given",
+        "found": "the best measured first, each with `repo_id`, `commit`, `kind`, `private`, "
+        "`downloads`, `last_modified`, `claims` and `problem` (why there are no claims that can be "
+        "used, or null); the claims are null or have `principles`, `high_scores` and `verdicts` by "
+        "principle, `accuracy` (`value`, `interval`, `n`, `length_baseline` and more), "
+        "`validation`, `base`, `judge` (its spec, or `people`), `pairs`, `license` and "
+        "`published_as`",
+        "more": "whether there are repositories beyond the limit that were not looked at",
     },
     "demo": {"bank": "what was served", "model": "what answered; null for the embedded model"},
     "plugins": {

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from morlaif_hub.errors import MorlaifHubError
     from morlaif_hub.feedback.collect import collect_feedback
     from morlaif_hub.feedback.dataset import FeedbackDataset
+    from morlaif_hub.hub.catalog import search_hub
     from morlaif_hub.judges.base import load_judge
     from morlaif_hub.judges.validation import validate_judge
     from morlaif_hub.models.embedded import embedded_model
@@ -24,6 +25,8 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from morlaif_hub.policies.trl import train_policy
     from morlaif_hub.preference_models.train import train_preference_models
     from morlaif_hub.principles import Constitution, Principle, load_constitution
+    from morlaif_hub.publish.push import push_to_hub
+    from morlaif_hub.publish.verify import verify
     from morlaif_hub.rewards import bind_scalarizer, reward_function, reward_functions
     from morlaif_hub.scalarizers import SCALARIZERS
     from morlaif_hub.steering import Steered, best_of_n
@@ -46,13 +49,16 @@ __all__ = [
     "load_constitution",
     "load_judge",
     "load_policy",
+    "push_to_hub",
     "read_comparisons",
     "reward_function",
     "reward_functions",
     "sample_responses",
+    "search_hub",
     "train_policy",
     "train_preference_models",
     "validate_judge",
+    "verify",
 ]
 
 _MODULES = {
@@ -61,6 +67,7 @@ _MODULES = {
     "errors": ("MorlaifHubError",),
     "feedback.collect": ("collect_feedback",),
     "feedback.dataset": ("FeedbackDataset",),
+    "hub.catalog": ("search_hub",),
     "judges.base": ("load_judge",),
     "judges.validation": ("validate_judge",),
     "models.embedded": ("embedded_model",),
@@ -70,6 +77,8 @@ _MODULES = {
     "policies.trl": ("train_policy",),
     "preference_models.train": ("train_preference_models",),
     "principles": ("Constitution", "Principle", "load_constitution"),
+    "publish.push": ("push_to_hub",),
+    "publish.verify": ("verify",),
     "rewards": ("bind_scalarizer", "reward_function", "reward_functions"),
     "scalarizers": ("SCALARIZERS",),
     "steering": (

@@ -29,7 +29,14 @@ from difflib import get_close_matches
 
 
 class MorlaifHubError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Its text is one line of printable characters, whatever it quotes from a stranger's file.
+    """
+
+    def __str__(self) -> str:
+        text = " ".join(super().__str__().split())
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class UnknownNameError(MorlaifHubError, LookupError):

@@ -5,6 +5,7 @@ value that is set already stays: `HF_HUB_OFFLINE=0 pytest -m hub` reaches the Hu
 """
 
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.hub_server import LoopbackHub
+    from tests.hub_workspace import Made
 
 _SCRATCH = tempfile.TemporaryDirectory(prefix="morlaif-tests-")
 _USERS_CACHE = os.environ.get("MORLAIF_CACHE")
@@ -84,6 +86,35 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["LoopbackHu
     with LoopbackHub(tmp_path / "hub", port=port) as server, online(tmp_path / "hub-client"):
         yield server
     assert server.leaks == []
+
+
+@pytest.fixture
+def ann(hub: "LoopbackHub", monkeypatch: pytest.MonkeyPatch) -> "LoopbackHub":
+    """Return the Hub, with the token of a user named ann in the environment."""
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("ann"))
+    return hub
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> "Made":
+    """Return a workspace with one artifact of each kind on a tiny base; not to be changed."""
+    from tests.hub_workspace import Made, make_base, make_workspace
+
+    root = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("MORLAIF_CACHE", str(root / "cache"))
+        base = make_base(root / "base")
+        return Made(make_workspace(root / "workspace", base), base)
+
+
+@pytest.fixture
+def made(made_once: "Made", tmp_path: Path) -> "Made":
+    """Return a copy of that workspace, for a test to change and publish."""
+    from morlaif_hub.workspace import Workspace
+    from tests.hub_workspace import Made
+
+    root = shutil.copytree(made_once.workspace.root, tmp_path / "workspace")
+    return Made(Workspace(Path(root)), made_once.base)
 
 
 def _use_real_cache(monkeypatch: pytest.MonkeyPatch) -> None:

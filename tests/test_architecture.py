@@ -45,6 +45,7 @@ LAYERS = [
     "policies",
     "steering",
     "evaluation",
+    "publish",
     "quickstart",
     "cli",
     "__main__",

@@ -72,14 +72,14 @@ def make_pm(
         input_format=CHAT,
         files=(),
     )
-    scores = [_alone(adapted, base, p, r) for p, r in zip(prompts, responses, strict=True)]
+    scores = [alone(adapted, base, p, r) for p, r in zip(prompts, responses, strict=True)]
     golden = GoldenScores(scores=tuple(scores), tolerance=1e-3)
     seal(folder, replace(manifest, golden=golden))
     return folder
 
 
 @torch.no_grad()
-def _alone(model: Any, base: Path, prompt: Any, response: str) -> float:
+def alone(model: Any, base: Path, prompt: Any, response: str) -> float:
     """Score one text by the plain model, without padding: what the bank has to equal."""
     tokenizer = load_tokenizer(base)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -112,7 +112,7 @@ def test_scores_equal_each_model_alone_without_padding(base: Path, pms: list[Pat
     for column, folder in enumerate(pms):
         plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
         model = PeftModel.from_pretrained(plain, folder)
-        expected = [_alone(model, base, p, r) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+        expected = [alone(model, base, p, r) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
         torch.testing.assert_close(scores[:, column], torch.tensor(expected), atol=1e-4, rtol=0)
 
 
@@ -403,11 +403,11 @@ def test_a_policys_adapter_needs_no_head_and_a_preference_model_is_none(
     get_peft_model(plain, config).save_pretrained(tmp_path / "policy")
     files = check_adapter(tmp_path / "policy", "mine", task="CAUSAL_LM")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), files.folder)
-    check_fits(model, "default", files, "mine")
+    check_fits(model, "default", files)
     first = sorted(files.shapes)[0]
     shapes = {name: shape for name, shape in files.shapes.items() if name != first}
     with pytest.raises(BaseMismatchError, match=f"mine: .* tensor {first} is on one side only"):
-        check_fits(model, "default", replace(files, shapes=shapes), "mine")
+        check_fits(model, "default", replace(files, shapes=shapes))
     with pytest.raises(ArtifactError, match="'CAUSAL_LM', but 'SEQ_CLS' is wanted"):
         check_adapter(tmp_path / "policy", "mine")
     with pytest.raises(ArtifactError, match="'SEQ_CLS', but 'CAUSAL_LM' is wanted"):

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from morlaif_hub.bank.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from morlaif_hub.bank.adapter_config import ADAPTER_CONFIG
+from morlaif_hub.bank.adapters import ADAPTER_WEIGHTS
 from morlaif_hub.bank.bank import PMBank
 from morlaif_hub.errors import (
     ArtifactError,

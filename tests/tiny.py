@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    BertConfig,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -18,6 +20,7 @@ from transformers import (
 )
 
 Kind = Literal["llama", "gpt2"]
+AnyKind = Literal["llama", "gpt2", "bert"]
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 CONTEXT = 512
@@ -94,8 +97,30 @@ def tiny_causal_lm(kind: Kind = "llama", *, layers: int = 2, seed: int = 0) -> P
     return model.eval()
 
 
-def save_tiny(folder: Path, kind: Kind = "llama", *, layers: int = 2, seed: int = 0) -> Path:
+def tiny_encoder(*, layers: int = 2, seed: int = 0) -> PreTrainedModel:
+    """Return a random BERT for `tiny_tokenizer`, which reads a text from both sides."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = tiny_tokenizer()
+        config = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            max_position_embeddings=CONTEXT,
+            initializer_range=0.2,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return BertModel(config).eval()
+
+
+def save_tiny(folder: Path, kind: AnyKind = "llama", *, layers: int = 2, seed: int = 0) -> Path:
     """Save a tiny model and its tokenizer as `from_pretrained` reads them; return the folder."""
-    tiny_causal_lm(kind, layers=layers, seed=seed).save_pretrained(folder)
+    if kind == "bert":
+        model = tiny_encoder(layers=layers, seed=seed)
+    else:
+        model = tiny_causal_lm(kind, layers=layers, seed=seed)
+    model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return Path(folder)

@@ -9,29 +9,42 @@ Source:
     fall-backs are what these checks close.
 """
 
-import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
-from peft import get_peft_model_state_dict
-from peft.utils.constants import EMBEDDING_LAYER_NAMES
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
+from morlaif_hub.bank.adapter_config import (
+    check_adapter_config,
+    check_ranks,
+    read_adapter_config,
+)
 from morlaif_hub.errors import ArtifactError, BaseMismatchError, HeadError
+from morlaif_hub.hub.artifact import POINTER_SAID, is_pointer
 from morlaif_hub.hub.manifest import BaseIdentity
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """A checked adapter: its folder, its PEFT configuration and the shapes of its tensors."""
+    """A checked adapter.
+
+    Attributes:
+        folder: Where it is.
+        config: Its PEFT configuration.
+        shapes: Those of its tensors, by name.
+        where: The repo or folder, for errors.
+    """
 
     folder: Path
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
+    where: str
 
 
 def check_adapter(
@@ -49,20 +62,56 @@ def check_adapter(
             plain LoRA adapter for the task.
         HeadError: If a preference model has not exactly one score head with one output.
     """
-    config = _read_config(folder / ADAPTER_CONFIG, where)
+    config = read_adapter_config(folder, where)
     weights = folder / ADAPTER_WEIGHTS
     if not weights.is_file():
         others = sorted(p.name for p in folder.glob("*.bin"))
         found = f"; {', '.join(others)} is a pickle and is never loaded" if others else ""
         raise ArtifactError(f"{where}: no {ADAPTER_WEIGHTS}{found}")
-    _check_config(config, where, task)
+    check_adapter_config(config, where, task=task)
     shapes = _read_shapes(weights, where)
+    inner = [shape[0] for key, shape in shapes.items() if "lora_A" in key and shape]
+    inner += [shape[-1] for key, shape in shapes.items() if "lora_embedding_B" in key and shape]
+    check_ranks(config, max(inner, default=0), where)
     if task == "SEQ_CLS":
         _check_head(shapes, where)
-    return AdapterFiles(folder, config, shapes)
+    return AdapterFiles(folder, config, shapes, where)
 
 
-def check_fits(model: Any, slot: str, files: AdapterFiles, where: str) -> None:
+def put_on(model: Any, slot: str, files: AdapterFiles, *, autocast: bool = False) -> Any:
+    """Return a model with a checked adapter on it, every tensor of it and nothing else.
+
+    Args:
+        model: The adapter's base, or a PEFT model of it with other adapters.
+        slot: What the adapter is called in the model.
+        files: The adapter.
+        autocast: Whether half precision becomes float32.
+
+    Raises:
+        BaseMismatchError: If its tensors are not those that this model takes.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where PEFT only warns, `check_fits` refuses
+            if isinstance(model, PeftModel):
+                model.load_adapter(files.folder, slot, autocast_adapter_dtype=autocast)
+            else:
+                model = PeftModel.from_pretrained(
+                    model, files.folder, slot, autocast_adapter_dtype=autocast
+                )
+            check_fits(model, slot, files)
+    except BaseMismatchError:
+        raise
+    except Exception as error:  # a stranger's configuration can make PEFT fail in any way
+        missing = "it has no tensor " if isinstance(error, KeyError) else ""
+        raise BaseMismatchError(
+            f"{files.where}: {ADAPTER_WEIGHTS} does not fit its base: "
+            f"{missing}{shorten(str(error), 300)}"
+        ) from error
+    return model
+
+
+def check_fits(model: Any, slot: str, files: AdapterFiles) -> None:
     """Check that a loaded adapter took every tensor of its file, and nothing but them.
 
     PEFT leaves what a file lacks at random numbers and drops what has no place in the model.
@@ -71,24 +120,26 @@ def check_fits(model: Any, slot: str, files: AdapterFiles, where: str) -> None:
         model: A PEFT model that has the adapter.
         slot: The adapter's name in the model.
         files: What it was loaded from.
-        where: The adapter's objective or source, for errors.
 
     Raises:
         BaseMismatchError: If a tensor is on one side only, or of another shape.
     """
-    # Not left to PEFT, which asks the Hub for the newest configuration of the base to find out.
-    embeddings = any(
-        f".{name}." in key and "lora_" not in key
-        for key in files.shapes
-        for name in EMBEDDING_LAYER_NAMES
-    )
-    taken = get_peft_model_state_dict(model, adapter_name=slot, save_embedding_layers=embeddings)
-    expected = {key: tuple(tensor.shape) for key, tensor in taken.items()}
-    if different := sorted(expected.items() ^ files.shapes.items()):
-        raise BaseMismatchError(
-            f"{where}: the adapter in {files.folder} does not fit its base: tensor "
-            f"{different[0][0]} is on one side only, or of another shape"
+    # Whether whole embeddings are kept as well is not left to PEFT, which would ask the Hub for the
+    # newest configuration of the base to find out.
+    differences = []
+    for embeddings in (False, True):
+        taken = get_peft_model_state_dict(
+            model, adapter_name=slot, save_embedding_layers=embeddings
         )
+        expected = {key: tuple(tensor.shape) for key, tensor in taken.items()}
+        differences.append(expected.items() ^ files.shapes.items())
+        if not differences[-1]:
+            return
+    name, _ = min(min(differences, key=len))
+    raise BaseMismatchError(
+        f"{files.where}: {ADAPTER_WEIGHTS} does not fit its base: tensor {name} is on one side "
+        "only, or of another shape"
+    )
 
 
 def save_adapter(model: Any, folder: Path, base: BaseIdentity) -> None:
@@ -129,39 +180,15 @@ def describe_base(base: BaseIdentity, name: str | None = None) -> str:
     return f"{name} (weights {base.weights_sha256[:12]})"
 
 
-def _read_config(path: Path, where: str) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{where}: no {path.name}, so it is not a LoRA adapter") from error
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{where}: {path.name} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise ArtifactError(f"{where}: {path.name} must be a JSON object")
-    return config
-
-
 def _read_shapes(path: Path, where: str) -> dict[str, tuple[int, ...]]:
+    if is_pointer(path):
+        raise ArtifactError(f"{where}: {path.name}: {POINTER_SAID}")
     try:
         with safe_open(path, framework="pt") as tensors:
             names = tensors.keys()  # a method of the file, which is no dict
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{where}: {path.name} is not a safetensors file: {error}") from error
-
-
-def _check_config(config: dict[str, Any], where: str, task: str) -> None:
-    wanted = {"peft_type": "LORA", "task_type": task}
-    for key, value in wanted.items():
-        if config.get(key) != value:
-            raise ArtifactError(
-                f"{where}: {ADAPTER_CONFIG} has {key} {config.get(key)!r}, but {value!r} is wanted"
-            )
-    for key in ("auto_mapping", "megatron_config"):
-        if config.get(key):
-            raise ArtifactError(
-                f"{where}: {ADAPTER_CONFIG} asks for code to be imported ({key}); refused"
-            )
 
 
 def _check_head(shapes: dict[str, tuple[int, ...]], where: str) -> None:
@@ -176,7 +203,12 @@ def _check_head(shapes: dict[str, tuple[int, ...]], where: str) -> None:
             "it with task_type SEQ_CLS, which keeps the head"
         )
     if len(heads) > 1:
-        raise HeadError(f"{where}: more than one score head: {', '.join(sorted(heads))}")
+        raise HeadError(
+            f"{where}: {ADAPTER_WEIGHTS}: more than one score head: {', '.join(sorted(heads))}"
+        )
     ((key, shape),) = heads.items()
-    if shape[0] != 1:
-        raise HeadError(f"{where}: the score head {key} has {shape[0]} outputs, 1 is wanted")
+    if shape[:1] != (1,):
+        outputs = shape[0] if shape else 0
+        raise HeadError(
+            f"{where}: {ADAPTER_WEIGHTS}: the score head {key} has {outputs} outputs, 1 is wanted"
+        )

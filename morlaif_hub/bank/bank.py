@@ -2,22 +2,20 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from morlaif_hub.bank.adapter_config import ADAPTER_CONFIG
 from morlaif_hub.bank.adapters import (
-    ADAPTER_CONFIG,
-    AdapterFiles,
     check_adapter,
     check_base,
     describe_base,
 )
-from morlaif_hub.bank.engine import Engine, load_classifier
 from morlaif_hub.bank.golden import exact_products, golden_sequences
+from morlaif_hub.bank.groups import Group, load_group
 from morlaif_hub.bank.members import Member, Sources, find_members
 from morlaif_hub.comparisons import Message
 from morlaif_hub.errors import (
@@ -28,33 +26,23 @@ from morlaif_hub.errors import (
     OptionError,
     ScoreError,
 )
-from morlaif_hub.hub.client import Progress
+from morlaif_hub.hub.client import Progress, is_local
 from morlaif_hub.hub.manifest import (
+    MANIFEST_NAME,
     BankManifest,
     BaseIdentity,
     Calibration,
     GoldenScores,
-    InputFormat,
 )
+from morlaif_hub.hub.remote_files import refuse_damaged
 from morlaif_hub.models.embedded import embedded_at_hand
 from morlaif_hub.models.formats import encode_pair
 from morlaif_hub.models.language_model import (
     Dtype,
     ModelFolder,
     known_base,
-    load_tokenizer,
     model_folder,
 )
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Members that share one base in memory, their columns and how they read text."""
-
-    engine: Engine
-    tokenizer: Any
-    columns: tuple[int, ...]
-    formats: tuple[InputFormat, ...]
 
 
 class PMBank:
@@ -72,7 +60,7 @@ class PMBank:
     def __init__(
         self,
         members: Sequence[Member],
-        groups: Sequence[_Group],
+        groups: Sequence[Group],
         *,
         manifest: BankManifest | None = None,
     ) -> None:
@@ -252,7 +240,7 @@ class _Parts(NamedTuple):
     """What a bank is made of."""
 
     members: list[Member]
-    groups: list[_Group]
+    groups: list[Group]
     manifest: BankManifest | None
 
 
@@ -265,12 +253,7 @@ def _load(
     progress: Progress | None,
 ) -> _Parts:
     members, manifest = find_members(sources, progress=progress)
-    names = [member.objective for member in members]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise OptionError(
-            f"two preference models are named {', '.join(twice)}; give each a name of its "
-            "own: {'name': source, ...}"
-        )
+    _refuse_equal_names(members)
     grouped: dict[Path, list[int]] = {}
     bases: dict[Path, ModelFolder | None] = {}
     for column, member in enumerate(members):
@@ -279,10 +262,24 @@ def _load(
         bases[key] = found
         grouped.setdefault(key, []).append(column)
     groups = [
-        _load_group([members[c] for c in columns], columns, bases[key], dtype, device)
+        load_group(
+            [members[c] for c in columns], columns, base=bases[key], dtype=dtype, device=device
+        )
         for key, columns in grouped.items()
     ]
     return _Parts(members, groups, manifest)
+
+
+def _refuse_equal_names(members: Sequence[Member]) -> None:
+    sources: dict[str, list[str]] = {}
+    for member in members:
+        sources.setdefault(member.objective, []).append(member.source)
+    for name, of_it in sources.items():
+        if len(of_it) > 1:
+            raise OptionError(
+                f"two preference models are named {name}: {' and '.join(of_it)}; give each a name "
+                f"of its own: {{'name': {of_it[0]!r}, 'other name': {of_it[1]!r}}}"
+            )
 
 
 def golden_distance(golden: GoldenScores, scores: Tensor) -> float:
@@ -332,6 +329,11 @@ def find_base(declared: BaseIdentity, where: str) -> ModelFolder:
         embedded = model_folder(None)
         if embedded.base.weights_sha256 == declared.weights_sha256:
             return embedded
+    if declared.repo_id is not None and is_local(declared.repo_id):
+        raise ArtifactError(
+            f"{where}: {MANIFEST_NAME} names its base by a path, {declared.repo_id!r}, which means "
+            "nothing on another machine; pass base="
+        )
     if declared.repo_id is None:
         raise ModelNotFoundError(
             f"{where}: its base (weights {declared.weights_sha256[:12]}, source "
@@ -340,11 +342,13 @@ def find_base(declared: BaseIdentity, where: str) -> ModelFolder:
     pinned = declared.repo_id + (f"@{declared.revision}" if declared.revision else "")
     try:
         found = model_folder(pinned)
-    except (ModelNotFoundError, HubError) as error:
+    except (ArtifactError, HubError, ModelNotFoundError) as error:
         raise type(error)(
             f"{where}: its base {describe_base(declared)} is not to be had: {error}; or pass "
             "base= with a folder that holds the same weights"
         ) from error
+    if found.base.weights_sha256 != declared.weights_sha256:
+        refuse_damaged(found.path, f"{where}: its base {declared.repo_id}")
     check_base(declared, found.base, where)
     return found
 
@@ -358,35 +362,18 @@ def _plain_base(member: Member, stand_in: str | Path | None) -> ModelFolder | No
     name = config.get("base_model_name_or_path")
     if not name:
         raise BaseMismatchError(f"{member.source}: {ADAPTER_CONFIG} names no base; pass base=")
+    if member.repo_id is not None and is_local(name):
+        raise BaseMismatchError(
+            f"{member.source}: {ADAPTER_CONFIG} names its base by a path, {name!r}, which means "
+            "nothing on another machine; pass base="
+        )
     revision = config.get("revision")
-    return model_folder(f"{name}@{revision}" if revision else name)
-
-
-def _load_group(
-    members: Sequence[Member],
-    columns: Sequence[int],
-    base: ModelFolder | None,
-    dtype: Dtype,
-    device: str,
-) -> _Group:
-    path = members[0].path if base is None else base.path
-    adapters: dict[str, AdapterFiles] = {}
-    if base is not None:
-        adapters = {m.objective: check_adapter(m.path, m.source) for m in members}
-    tokenizer = load_tokenizer(path)
-    model = load_classifier(
-        path, dtype=getattr(torch, dtype), pad_token_id=tokenizer.pad_token_id
-    ).to(device)
-    engine = Engine(model, pad_token_id=tokenizer.pad_token_id, adapters=adapters)
-    formats = tuple(_input_format(m, model) for m in members)
-    return _Group(engine, tokenizer, tuple(columns), formats)
-
-
-def _input_format(member: Member, model: Any) -> InputFormat:
-    if member.manifest is not None:
-        return member.manifest.input_format
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
-    return InputFormat(kind="text", append_eos=False, max_length=context)
+    try:
+        found = model_folder(f"{name}@{revision}" if revision else name)
+    except (ArtifactError, HubError, ModelNotFoundError) as error:
+        raise type(error)(f"{member.source}: its base is not to be had: {error}") from error
+    refuse_damaged(found.path, f"{member.source}: its base {name}")
+    return found
 
 
 def _response_text(response: str | Sequence[Message]) -> str:

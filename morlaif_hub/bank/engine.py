@@ -4,18 +4,16 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from morlaif_hub.bank.adapters import AdapterFiles, check_fits
+from morlaif_hub.bank.adapters import AdapterFiles, put_on
 from morlaif_hub.bank.trunk import SharedTrunk, first_adapted_layer
-from morlaif_hub.errors import BaseMismatchError
 
 BATCH_TOKENS = 4096
 
@@ -42,16 +40,40 @@ def load_classifier(
         pad_token_id: What its inputs are padded with.
         attention: A name of an attention implementation; None for transformers' choice.
     """
+    return load_with_gaps(folder, dtype=dtype, pad_token_id=pad_token_id, attention=attention).model
+
+
+class Loaded(NamedTuple):
+    """A classifier, and which of its weights its folder did not have.
+
+    Attributes:
+        model: In evaluation mode; what was not there has random numbers.
+        gaps: The shape that the folder had instead, None for nothing, by the weight's name.
+    """
+
+    model: Any
+    gaps: dict[str, tuple[int, ...] | None]
+
+
+def load_with_gaps(
+    folder: Path, *, dtype: torch.dtype, pad_token_id: int, attention: str | None = None
+) -> Loaded:
+    """Return what `load_classifier` does, and what somebody else has to bring."""
     with quiet_loading():
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, found = AutoModelForSequenceClassification.from_pretrained(
             folder,
             num_labels=1,
             dtype=dtype,
             use_safetensors=True,
+            trust_remote_code=False,
             attn_implementation=attention,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     model.config.get_text_config().pad_token_id = pad_token_id
-    return model.eval()
+    gaps: dict[str, tuple[int, ...] | None] = dict.fromkeys(sorted(found["missing_keys"]))
+    gaps |= {name: tuple(shape) for name, shape, _ in found["mismatched_keys"]}
+    return Loaded(model.eval(), gaps)
 
 
 class Engine:
@@ -73,8 +95,8 @@ class Engine:
         self._pad = pad_token_id
         self._slots = [f"pm{i}" for i in range(len(adapters))]
         self.model = model
-        for slot, (name, files) in zip(self._slots, adapters.items(), strict=True):
-            self._add(slot, name, files)
+        for slot, files in zip(self._slots, adapters.values(), strict=True):
+            self.model = put_on(self.model, slot, files)
         self.model.requires_grad_(False).eval()
         depth = first_adapted_layer(self.model) if adapters else 0
         self._trunk = SharedTrunk(self.model, depth)
@@ -102,20 +124,6 @@ class Engine:
         if not sequences:
             return torch.empty(0, max(len(self._slots), 1))
         return torch.stack([rows[tuple(s)] for s in sequences])
-
-    def _add(self, slot: str, name: str, files: AdapterFiles) -> None:
-        try:
-            if isinstance(self.model, PeftModel):
-                self.model.load_adapter(files.folder, slot, autocast_adapter_dtype=False)
-            else:
-                self.model = PeftModel.from_pretrained(
-                    self.model, files.folder, slot, autocast_adapter_dtype=False
-                )
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise BaseMismatchError(
-                f"{name}: the adapter in {files.folder} does not fit its base: {error}"
-            ) from error
-        check_fits(self.model, slot, files, name)
 
     @staticmethod
     def _batches(sequences: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:

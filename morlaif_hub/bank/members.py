@@ -4,11 +4,13 @@ A bank's artifact names its members. It may come from a stranger, so one from th
 nothing on this machine, and a local one only what lies in the same workspace.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from morlaif_hub.bank.adapter_config import ADAPTER_CONFIG
 from morlaif_hub.errors import ArtifactError, OptionError
 from morlaif_hub.hub.artifact import open_artifact
 from morlaif_hub.hub.client import Progress, Resolved, fetch_all, repository_files
@@ -21,8 +23,11 @@ from morlaif_hub.hub.manifest import (
     manifest_kind,
     manifest_sha256,
 )
+from morlaif_hub.hub.remote_files import refuse_damaged
+from morlaif_hub.models.language_model import LARGEST_CONFIG
 
 PM_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "LICENSE*", "figures/*"]
+TELLING_FILES = [MANIFEST_NAME, "config.json", ADAPTER_CONFIG]
 Sources = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
 _PINNED = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?@[0-9a-f]{40}", re.ASCII)
@@ -89,33 +94,36 @@ def _named(sources: Sources) -> list[tuple[str | None, str | Path]]:
 
 
 def _in_collection(slug: str) -> list[str]:
-    """Return the bank of a Collection if it has one, else its preference models.
+    """Return the bank of a Collection if it has one, else its preference models, at their commits.
 
     Which they are is told by their manifests. Bases and data sets are there to go with them.
     """
     models = [item.repo_id for item in collection_items(slug) if item.repo_type == "model"]
-    kinds = (
-        {
-            repo_id: manifest_kind(found.path)
-            for repo_id, found in zip(
-                models,
-                fetch_all(models, allow_patterns=[MANIFEST_NAME, "config.json"]),
-                strict=True,
+    found = fetch_all(models, allow_patterns=TELLING_FILES)
+    kinds = {folder.label: manifest_kind(folder.path) for folder in found}
+    for folder in found:
+        if kinds[folder.label] is None and not _is_base(folder.path):
+            raise OptionError(
+                f"the Collection {slug} has {folder.repo_id}, without a {MANIFEST_NAME}, so its "
+                "objective has no name; pass a mapping such as "
+                f"{{'helpfulness': {folder.repo_id!r}}}"
             )
-        }
-        if models
-        else {}
-    )
-    if unknown := [repo_id for repo_id, kind in kinds.items() if kind is None]:
-        raise OptionError(
-            f"the Collection {slug} has {', '.join(unknown)}, without a {MANIFEST_NAME}, so its "
-            f"objective has no name; pass a mapping such as {{'helpfulness': {unknown[0]!r}}}"
-        )
-    banks = [repo_id for repo_id, kind in kinds.items() if kind == "bank"]
-    parts = [repo_id for repo_id, kind in kinds.items() if kind == "preference-model"]
+    banks = [label for label, kind in kinds.items() if kind == "bank"]
+    parts = [label for label, kind in kinds.items() if kind == "preference-model"]
     if not parts and not banks:
         raise OptionError(f"the Collection {slug} has neither a bank nor a preference model")
     return banks if len(banks) == 1 else parts
+
+
+def _is_base(folder: Path) -> bool:
+    """Whether a repository without a manifest is a model that scores nothing by itself."""
+    path = folder / "config.json"
+    try:
+        text = path.read_text(encoding="utf-8") if path.stat().st_size < LARGEST_CONFIG else ""
+        classes = json.loads(text)["architectures"]
+        return not any("SequenceClassification" in name for name in classes)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def _open_bank(bank: Resolved) -> BankManifest:
@@ -138,6 +146,7 @@ def _member(name: str | None, source: str | Path, found: Resolved) -> Member:
                 f"such as {{'helpfulness': {str(source)!r}}}"
             )
         _refuse_pickles(source, found)
+        refuse_damaged(found.path, found.label)
         return Member(name, str(source), found.path, found.repo_id, found.revision, None)
     manifest = open_artifact(found.path, PreferenceModelManifest, where=found.label)
     objective = name or manifest.principle.name

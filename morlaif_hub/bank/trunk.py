@@ -14,7 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+
+HEADS = ("score", "classifier")
 
 
 class _Reached(Exception):
@@ -32,15 +35,21 @@ def layer_list(model: Any) -> nn.ModuleList | None:
 
 
 def first_adapted_layer(model: Any) -> int:
-    """Return the index of the first layer that holds a LoRA weight; 0 if any lies outside.
+    """Return the index of the first layer that an adapter changes; 0 if it changes what is outside.
 
-    An adapter outside the layers, such as one on the embeddings, leaves no trunk to share.
+    An adapter outside the layers, such as one on the embeddings, leaves no trunk to share. Only
+    the head, which comes after all layers, does not count.
     """
     layers = layer_list(model)
     if layers is None:
         return 0
     inside = {id(m): i for i, layer in enumerate(layers) for m in layer.modules()}
-    adapted = [inside.get(id(m), 0) for m in model.modules() if hasattr(m, "lora_A")]
+    adapted = [
+        inside.get(id(module), 0)
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A")
+        or (isinstance(module, ModulesToSaveWrapper) and not name.endswith(HEADS))
+    ]
     return min(adapted, default=len(layers) - 1)
 
 

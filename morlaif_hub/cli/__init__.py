@@ -26,6 +26,13 @@ COMMANDS = {
     "score": "scoring",
     "steer": "scoring",
     "train-policy": "training",
+    "push-base": "publish",
+    "push-feedback": "publish",
+    "push-pm": "publish",
+    "push-bank": "publish",
+    "push-policy": "publish",
+    "verify": "publish",
+    "search": "search",
     "demo": "demo",
     "plugins": "plugins",
 }

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from morlaif_hub.cli.command import Report, hint
+from morlaif_hub.cli.progress import Progress
+from morlaif_hub.errors import ModelNotFoundError, MorlaifHubError
 from morlaif_hub.evaluation.wording import listed, number
 from morlaif_hub.workspace import Workspace
 
@@ -79,14 +81,11 @@ def bank_sources(workspace: Workspace, given: Sequence[str]) -> list[str | Path]
         ModelNotFoundError: If there are none.
         ManifestError: If the workspace's bank has no valid manifest.
     """
-    from morlaif_hub.errors import ModelNotFoundError
     from morlaif_hub.hub.manifest import MANIFEST_NAME
 
     if given:
         return list(given)
-    everything = workspace.preference_model("*").parent.glob(f"*/{MANIFEST_NAME}")
-    # A run that was killed leaves its unfinished folder, whose name starts with a dot.
-    models = sorted(path.parent for path in everything if not path.parent.name.startswith("."))
+    models = _models(workspace)
     if (workspace.bank / MANIFEST_NAME).is_file():
         reasons = _out_of_date(workspace.bank, models)
         if not models or not reasons:
@@ -96,11 +95,60 @@ def bank_sources(workspace: Workspace, given: Sequence[str]) -> list[str | Path]
             f"models of {models[0].parent} are used"
         )
     if not models:
-        raise ModelNotFoundError(
-            f"no --bank was given and the workspace {workspace.root} has none; name a bank or a "
-            "preference model, or make one with morlaif-hub train-pm"
-        )
+        raise _none(workspace)
     return list(models)
+
+
+def member_sources(workspace: Workspace, given: Sequence[str]) -> list[str | Path]:
+    """Return what a new bank is made of: what was named, else the workspace's preference models.
+
+    Raises:
+        ModelNotFoundError: If there are none.
+    """
+    sources: list[str | Path] = list(given) or list(_models(workspace))
+    if not sources:
+        raise _none(workspace)
+    return sources
+
+
+def bank_is_current(workspace: Workspace) -> bool:
+    """Whether the workspace has a bank, of its preference models as they are now.
+
+    Raises:
+        ManifestError: If it has a bank without a valid manifest.
+    """
+    from morlaif_hub.hub.manifest import MANIFEST_NAME
+
+    if not (workspace.bank / MANIFEST_NAME).is_file():
+        return False
+    return not _out_of_date(workspace.bank, _models(workspace))
+
+
+def load_bank(sources: Sequence[str | Path]) -> "PMBank":
+    """Load a bank, showing on stderr how far what comes from the Hub is.
+
+    Raises:
+        MorlaifHubError: As `PMBank.from_pretrained`.
+    """
+    from morlaif_hub.bank.bank import PMBank
+
+    with Progress() as progress:
+        return PMBank.from_pretrained(list(sources), progress=progress.reach)
+
+
+def _models(workspace: Workspace) -> list[Path]:
+    from morlaif_hub.hub.manifest import MANIFEST_NAME
+
+    everything = workspace.preference_model("*").parent.glob(f"*/{MANIFEST_NAME}")
+    # A run that was killed leaves its unfinished folder, whose name starts with a dot.
+    return sorted(path.parent for path in everything if not path.parent.name.startswith("."))
+
+
+def _none(workspace: Workspace) -> MorlaifHubError:
+    return ModelNotFoundError(
+        f"no --bank was given and the workspace {workspace.root} has none; name a bank or a "
+        "preference model, or make one with morlaif-hub train-pm"
+    )
 
 
 def _out_of_date(bank: Path, models: Sequence[Path]) -> list[str]:

@@ -1,7 +1,9 @@
 """What all commands have in common: their options, and how they report."""
 
 import json
+import os
 import shlex
+import sys
 from collections.abc import Callable
 from functools import update_wrapper
 from pathlib import Path
@@ -22,11 +24,13 @@ class Report(NamedTuple):
         data: Plain values, printed by `--json`.
         text: The same for people.
         next_step: A command to go on with, shown on stderr.
+        exit_code: Other than 0 when what was found is bad news that a script has to see.
     """
 
     data: dict[str, Any]
     text: str
     next_step: str | None = None
+    exit_code: int = 0
 
 
 def command(
@@ -44,6 +48,7 @@ def command(
 
     def decorate(function: Callable[..., Report]) -> click.Command:
         def run(*, workspace: str | None, as_json: bool, **options: Any) -> None:
+            _quiet_hub()
             if with_models:
                 quiet_libraries()
             report = function(Workspace.at(workspace), **options)
@@ -54,6 +59,8 @@ def command(
             if report.next_step is not None:
                 there = f" --workspace {shlex.quote(workspace)}" if workspace else ""
                 click.echo(f"next: {report.next_step}{there}", err=True)
+            if report.exit_code:
+                click.get_current_context().exit(report.exit_code)
 
         made = click.command(name)(update_wrapper(run, function))
         made.params += [
@@ -70,6 +77,13 @@ def command(
         return made
 
     return decorate
+
+
+def _quiet_hub() -> None:
+    """Set what the Hub's client reads when it is loaded: no telemetry, bars on a terminal only."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def seed_option(function: Callable[..., Report]) -> Callable[..., Report]:

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from morlaif_hub.cli.banks import bank_option, bank_sources, choose_reward, reward_options
+from morlaif_hub.cli.banks import (
+    bank_option,
+    bank_sources,
+    choose_reward,
+    load_bank,
+    reward_options,
+)
 from morlaif_hub.cli.command import (
     COUNT,
     Report,
@@ -55,9 +61,7 @@ def score(
     from morlaif_hub.cli.pairs import read_pairs
 
     given = read_pairs(pairs, workspace, limit=limit).comparisons if pairs else []
-    from morlaif_hub.bank.bank import PMBank
-
-    bank = PMBank.from_pretrained(sources)
+    bank = load_bank(sources)
     if prompt is not None:
         return _responses_report(bank, prompt, responses)
     return _pairs_report(bank, given)
@@ -168,13 +172,12 @@ def steer(
     Several answers are sampled and ranked by weights that are chosen now; nothing is trained.
     """
     sources = bank_sources(workspace, banks)
-    from morlaif_hub.bank.bank import PMBank
     from morlaif_hub.models.generation import SamplingSettings
     from morlaif_hub.policies.artifact import load_policy
     from morlaif_hub.steering import best_of_n
 
     settings = SamplingSettings(**sampling)
-    bank = PMBank.from_pretrained(sources)
+    bank = load_bank(sources)
     reward = choose_reward(bank, weights=weights, scalarizer=scalarizer)
     policy = load_policy(model)
     with Progress() as progress:

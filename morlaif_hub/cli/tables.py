@@ -33,7 +33,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     lines = []
     for *start, end in zip(*columns, last, strict=True):
         lead = "".join(cell + GAP for cell in start)
-        wrapped = textwrap.wrap(end, room) or [""]
+        wrapped = textwrap.wrap(end, room, break_on_hyphens=False) or [""]
         lines += [lead + wrapped[0], *(" " * used + more for more in wrapped[1:])]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -54,7 +54,9 @@ def legend(high_scores: Mapping[str, str]) -> str:
 
 def wrapped(text: str, *, indent: str = "") -> str:
     """Return a paragraph that fits the terminal, all lines but the first indented."""
-    return textwrap.fill(printable(text), _width(), subsequent_indent=indent)
+    return textwrap.fill(
+        printable(text), _width(), subsequent_indent=indent, break_on_hyphens=False
+    )
 
 
 def doubts(verdicts: Mapping[str, str | None], what: str) -> list[str]:

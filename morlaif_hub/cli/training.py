@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from morlaif_hub.cli.banks import bank_option, bank_sources, choose_reward, reward_options
+from morlaif_hub.cli.banks import (
+    bank_option,
+    bank_sources,
+    choose_reward,
+    load_bank,
+    reward_options,
+)
 from morlaif_hub.cli.command import (
     Report,
     command,
@@ -265,13 +271,12 @@ def train_policy(
     sources = bank_sources(workspace, banks)
     workspace.check_writable()
     given = read_prompts(prompts)
-    from morlaif_hub.bank.bank import PMBank
     from morlaif_hub.models.language_model import model_folder
     from morlaif_hub.policies import trl
 
     settings = trl.PolicySettings(**training)
     apart = split_by_prompt(map(prompt_id, given), test_fraction=HELD_OUT, seed=settings.seed)
-    base, bank = model_folder(model), PMBank.from_pretrained(sources)
+    base, bank = model_folder(model), load_bank(sources)
     reward = choose_reward(bank, weights=weights, scalarizer=scalarizer)
     with Progress() as progress:
         progress.start(f"training with {algorithm}", settings.max_steps)

@@ -17,8 +17,8 @@ from morlaif_hub.comparisons import Comparison, split_by_prompt
 from morlaif_hub.errors import ArtifactError, DataError, JudgeError, MissingColumnError
 from morlaif_hub.figures import png, position_bias_bars
 from morlaif_hub.hub.artifact import FIGURES_FOLDER, open_artifact, seal, stage
-from morlaif_hub.hub.client import fetch
-from morlaif_hub.hub.manifest import DatasetReference, FeedbackManifest
+from morlaif_hub.hub.client import Resolved, fetch
+from morlaif_hub.hub.manifest import MANIFEST_NAME, DatasetReference, FeedbackManifest
 from morlaif_hub.judges.base import Verdict
 from morlaif_hub.sources import Split
 from morlaif_hub.statistics import log_odds
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from datasets import DatasetDict, Features
 
 DATA_FOLDER = "data"
+DATASET_FILES = ["morlaif.json", "data/*.parquet", "LICENSE*", "figures/*"]
 COLUMNS = (
     "id",
     "prompt",
@@ -83,11 +84,11 @@ class FeedbackDataset:
             DataError: If the rows are not, or contradict themselves or the manifest.
             HubError: If the Hub does not give it.
         """
-        resolved = fetch(source, repo_type="dataset")
+        resolved = fetch(source, repo_type="dataset", allow_patterns=DATASET_FILES)
         manifest = open_artifact(resolved.path, FeedbackManifest, where=resolved.label)
         splits = Splits(
-            train=_read_split(resolved.path, manifest, split="train"),
-            test=_read_split(resolved.path, manifest, split="test"),
+            train=_read_split(resolved, manifest, split="train"),
+            test=_read_split(resolved, manifest, split="test"),
         )
         _check_splits(splits, manifest, where=str(source))
         reference = DatasetReference(
@@ -225,20 +226,20 @@ def data_sha256(manifest: FeedbackManifest) -> str:
     return sha256("\n".join(f"{file.path} {file.sha256}" for file in data).encode()).hexdigest()
 
 
-def _read_split(folder: Path, manifest: FeedbackManifest, *, split: Split) -> list[Labelled]:
+def _read_split(found: Resolved, manifest: FeedbackManifest, *, split: Split) -> list[Labelled]:
     path = f"{DATA_FOLDER}/{split}.parquet"
     if path not in {file.path for file in manifest.files}:  # and so its hash was checked
-        raise ArtifactError(f"{folder}: the manifest lists no {path}")
+        raise ArtifactError(f"{found.label}: {MANIFEST_NAME} lists no {path}")
     try:
-        rows = parquet.read_table(folder / path).to_pylist()
+        rows = parquet.read_table(found.path / path).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{folder / path}: not a readable parquet file: {error}") from error
+        raise DataError(f"{found.label}: {path}: not a readable parquet file: {error}") from error
     labelled = []
     for i, row in enumerate(rows, start=1):
         try:
             labelled.append(from_row(row, split=split))
         except DataError as error:
-            raise type(error)(f"{folder / path}: row {i}: {error}") from error
+            raise type(error)(f"{found.label}: {path}: row {i}: {error}") from error
     return labelled
 
 

@@ -7,8 +7,9 @@ its next step, and no text of a request, which may quote a token, gets into a me
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from json import JSONDecodeError
 from threading import Thread
-from time import sleep
+from time import monotonic, sleep
 from typing import Literal, NamedTuple, TypeVar
 
 from morlaif_hub.errors import DataError, HubError, ModelNotFoundError, MorlaifHubError
@@ -23,6 +24,10 @@ With the time that a new process takes to import its libraries, less than 5 seco
 """
 _SHORT_PAUSES = (0.2, 0.8)  # seconds, both within ANSWER_SECONDS
 TRIES = 4
+PATIENCE = 30.0
+"""Seconds in which each try has to be answered; the client itself would wait without end."""
+ENOUGH = 20.0
+"""Seconds after which no other try is begun; some questions the client itself asks for so long."""
 LONGEST_PAUSE = 30.0
 """Seconds; a Hub that asks for a longer pause than this is told to the user instead."""
 
@@ -105,12 +110,13 @@ def patiently(asked: Asked, ask: Callable[[], T]) -> T:
     Raises:
         HubError, ModelNotFoundError, DataError: If the Hub refuses, or the faults do not pass.
     """
+    start = monotonic()
     for number in range(TRIES):
         try:
-            return ask()
+            return within(PATIENCE, ask)
         except Exception as error:
             pause = _pause_after(error, number)
-            if pause is None or number == TRIES - 1:
+            if pause is None or number == TRIES - 1 or monotonic() - start > ENOUGH:
                 raise refusal(asked, error) from error
             sleep(pause)
     raise AssertionError("the last try returns or raises")
@@ -158,6 +164,7 @@ def refusal(asked: Asked, error: BaseException) -> MorlaifHubError:
         RevisionNotFoundError,
     )
 
+    error = _cause(error)
     if isinstance(error, MorlaifHubError):
         return error
     not_found = NOT_FOUND[asked.repo_type]
@@ -183,9 +190,32 @@ def refusal(asked: Asked, error: BaseException) -> MorlaifHubError:
             return not_found(_missing(asked, 401))
         case HfHubHTTPError():
             return HubError(_answered(asked, error.response.status_code))
-    # Of the others, only the system's own text is known not to quote a token.
-    reason = getattr(error, "strerror", None) or type(error).__name__
-    return HubError(f"{asked.name}: the connection to the Hub failed ({reason}); try again")
+    return HubError(f"{asked.name}: the connection to the Hub failed ({_reason(error)}); try again")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the answer or the lost connection that the Hub's client made an error of its own of.
+
+    Where there is none, the error itself.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its own httpx
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, MorlaifHubError):
+        if isinstance(cause, HfHubHTTPError | httpx.TransportError):
+            return cause
+        cause = cause.__cause__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, JSONDecodeError | UnicodeDecodeError):
+        return "what answered is not a Hub, or a Hub in trouble"
+    # Only the system's own text is known not to quote a token.
+    return getattr(error, "strerror", None) or type(error).__name__
 
 
 def _again_if_cut_off(ask: Callable[[], T]) -> T:

@@ -29,14 +29,17 @@ from morlaif_hub.hub.manifest import (
     parse_manifest,
     read_manifest,
 )
+from morlaif_hub.hub.remote_files import REMOVED_SAID, refuse_damaged
 
 CARD_NAME = "README.md"
+POINTER_SAID = "only a Git LFS pointer to the file, not the file; get the folder again with LFS"
 FIGURES_FOLDER = "figures"
 
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
 _PICKLED = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 _HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
+_POINTER = b"version https://git-lfs"
 _CHUNK = 1 << 20  # bytes
 _IN_CACHE = re.compile(r"(models|datasets|spaces)--")
 # What reading JSON or bytes of another make than expected can end in.
@@ -146,12 +149,14 @@ def open_artifact(folder: Path, expected: type[M], *, where: str | None = None) 
     """
     where = where or str(folder)
     present = _files(folder, where)
+    refuse_damaged(folder, where, [MANIFEST_NAME])
     manifest = read_manifest(folder, expected, where=where)
     listed = {entry.path for entry in manifest.files}
     for path in present:
         if PurePosixPath(path).suffix.lower() == ".safetensors" and path not in listed:
             raise ArtifactError(f"{where}: {path}: weights that {MANIFEST_NAME} does not list")
     for entry in manifest.files:
+        _refuse_pickle(entry.path, where)  # a listed one need not have been fetched
         _check(folder, entry, where)
     return manifest
 
@@ -180,6 +185,12 @@ def weights_sha256(folder: Path) -> str:
             tensors[tensor.name] = (tensor.dtype, tensor.shape, sha256)
     canonical = json.dumps(sorted(tensors.items()), separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is Git LFS's note of where the real file is, as a clone without LFS has it."""
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
 
 
 def _beside(target: Path, ending: str) -> Path:
@@ -270,9 +281,13 @@ def _refuse_unsafe(folder: Path, path: Path, where: str) -> None:
     name = path.relative_to(folder).as_posix()
     if not path.is_file():
         raise ArtifactError(f"{where}: {name}: not a plain file")
-    if path.suffix.lower() in _PICKLED:
+    _refuse_pickle(name, where)
+
+
+def _refuse_pickle(name: str, where: str) -> None:
+    if PurePosixPath(name).suffix.lower() in _PICKLED:
         raise ArtifactError(
-            f"{where}: {name}: may run code when it is loaded; use safetensors instead"
+            f"{where}: {name}: may run code when it is loaded, as a pickle; use safetensors instead"
         )
 
 
@@ -300,7 +315,7 @@ def _next_step(folder: Path, path: Path) -> str:
     blob = Path(os.path.normpath(path.parent.resolve() / path.readlink()))
     for copy in (path.resolve(), blob, path):  # what came over Xet is two links away
         copy.unlink(missing_ok=True)
-    return "its copy was removed from the Hub's cache, so try again to download it anew"
+    return REMOVED_SAID
 
 
 def _sha256(path: Path) -> str:
@@ -347,6 +362,8 @@ def _hash_tensors(path: Path) -> Iterator[tuple[_Tensor, str]]:
 
 
 def _header(file: FileIO, path: Path) -> list[_Tensor]:
+    if is_pointer(path):
+        raise ArtifactError(f"{path}: {POINTER_SAID}")
     try:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > _HEADER_LIMIT:

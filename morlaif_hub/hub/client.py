@@ -5,6 +5,7 @@ looks like a repo id is never taken for a folder, and the other way round, so th
 the same name on this machine cannot stand in for a repository.
 """
 
+import errno
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from time import sleep
 from typing import Any, NamedTuple
 
 from morlaif_hub.errors import HubError, MorlaifHubError
@@ -23,14 +25,18 @@ from morlaif_hub.hub.access import (
     NoAnswer,
     RepoType,
     ask_once,
+    is_passing,
     refusal,
 )
+from morlaif_hub.hub.remote_files import note_commit, remove_damaged
 
 Progress = Callable[[str, int, int], None]
 """Told a stage's name, how much of it is done, and of how much."""
 
 AT_ONCE = 8
 """How many repositories are fetched at the same time."""
+DOWNLOADS = 3
+"""How often a download is begun at most; the client itself tries again after most faults."""
 
 _LOCAL = re.compile(r"/|(\.\.?|~)(/|$)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -131,7 +137,8 @@ def fetch_all(
     Raises:
         ModelNotFoundError, DataError, HubError: As `fetch`, for the first source that fails.
     """
-    one = partial(fetch, repo_type=repo_type, allow_patterns=allow_patterns, quiet=len(sources) > 1)
+    quiet = progress is not None or len(sources) > 1
+    one = partial(fetch, repo_type=repo_type, allow_patterns=allow_patterns, quiet=quiet)
     remote = sum(not is_local(source) for source in sources)
     if remote == 0 or (len(sources) == 1 and progress is None):
         return [one(source) for source in sources]
@@ -249,7 +256,40 @@ def _download(wanted: _Wanted) -> Path:
             ) from error
     if cached is not None and commit == cached.name:
         return cached
-    return Path(snapshot())
+    folder = _downloaded_whole(wanted, commit)
+    note_commit(folder, wanted.asked.revision)
+    return folder
+
+
+def _downloaded_whole(wanted: _Wanted, commit: str | None) -> Path:
+    """Download, again after faults that pass and after files that came damaged."""
+    for number in range(DOWNLOADS):
+        try:
+            folder = Path(_snapshot(wanted)(revision=commit))
+            _check_download(wanted, folder)
+            return folder
+        except Exception as error:
+            if number == DOWNLOADS - 1 or not is_passing(error):
+                raise
+            sleep(2.0**number)
+    raise AssertionError("the last try returns or raises")
+
+
+def _check_download(wanted: _Wanted, folder: Path) -> None:
+    """Compare what was downloaded with its hashes.
+
+    Raises:
+        ConnectionError: If something came damaged, or the list of files did not come: then the
+            client returns what little its cache may have.
+    """
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        _cached_tree(wanted, folder.name)
+    except CachedRepoTreeNotFoundError as error:
+        raise ConnectionError(errno.EIO, "the list of its files did not come") from error
+    if damaged := remove_damaged(folder):
+        raise ConnectionError(errno.EIO, f"{', '.join(damaged)} came with other bytes than listed")
 
 
 def _commit_on_the_hub(asked: Asked) -> str | None:
@@ -290,21 +330,23 @@ def _snapshot(wanted: _Wanted) -> Callable[..., str]:
 
 def _complete_in_cache(wanted: _Wanted) -> Path | None:
     """Return the folder of a revision, as last fetched, if the cache is known to have all of it."""
-    from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 
-    asked = wanted.asked
     try:
         # Where the list of files is not cached, snapshot_download takes what is there for all.
-        get_cached_repo_tree(
-            asked.repo_id,
-            repo_type=asked.repo_type,
-            revision=asked.revision,
-            cache_dir=wanted.cache,
-        )
+        _cached_tree(wanted, wanted.asked.revision)
         return Path(_snapshot(wanted)(local_files_only=True))
     except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
         return None
+
+
+def _cached_tree(wanted: _Wanted, revision: str | None) -> Any:
+    from huggingface_hub import get_cached_repo_tree
+
+    asked = wanted.asked
+    return get_cached_repo_tree(
+        asked.repo_id, repo_type=asked.repo_type, revision=revision, cache_dir=wanted.cache
+    )
 
 
 def _no_bar() -> type:

@@ -22,6 +22,8 @@ from morlaif_hub.errors import ManifestError
 
 MANIFEST_NAME = "morlaif.json"
 SCHEMA_VERSION = 1
+LARGEST_MANIFEST = 4 << 20
+"""Bytes; those of real artifacts have some 20,000."""
 
 Verdict = Literal["fit", "unproven", "wrong way"]
 Form = Literal["lora", "full", "probe"]
@@ -486,9 +488,14 @@ def read_manifest(folder: Path, expected: type[M], *, where: str | None = None) 
     """
     path = folder / MANIFEST_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        size = path.stat().st_size
+        text = path.read_text(encoding="utf-8") if size <= LARGEST_MANIFEST else None
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{where or folder}: no readable {MANIFEST_NAME}: {error}") from error
+    if text is None:
+        raise ManifestError(
+            f"{where or folder}: {MANIFEST_NAME} has {size} bytes, over {LARGEST_MANIFEST}"
+        )
     return parse_manifest(text, expected, f"{where or folder}/{MANIFEST_NAME}")
 
 
@@ -499,8 +506,9 @@ def manifest_sha256(folder: Path) -> str:
 
 def manifest_kind(folder: Path) -> str | None:
     """Return the kind of artifact that a folder says it is; None if it has no readable manifest."""
+    path = folder / MANIFEST_NAME
     try:
-        plain = from_json((folder / MANIFEST_NAME).read_bytes())
+        plain = from_json(path.read_bytes()) if path.stat().st_size <= LARGEST_MANIFEST else None
     except (OSError, ValueError):
         return None
     return plain.get("kind") if isinstance(plain, dict) else None
@@ -518,13 +526,14 @@ def _check_kind(plain: dict[str, Any], expected: type[Any], where: str) -> None:
         raise ManifestError(f"{where}: kind is {kind!r}, but a {wanted} is wanted")
 
 
+_COMMANDS = ("Cc", "Cf", "Zl", "Zp")
 _ALLOWED = "\n\t\u200c\u200d"
 """Line break and tab, and the two joiners that Persian, Hindi and many emoji are written with."""
 
 
 def _refuse_control_characters(value: object, where: str, key: str) -> None:
     if isinstance(value, str):
-        bad = [c for c in value if unicodedata.category(c) in ("Cc", "Cf") and c not in _ALLOWED]
+        bad = [c for c in value if unicodedata.category(c) in _COMMANDS and c not in _ALLOWED]
         if bad:
             raise ManifestError(f"{where}: {key}: control character {bad[0]!r} is not allowed")
     elif isinstance(value, dict):

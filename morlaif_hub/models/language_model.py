@@ -4,19 +4,29 @@ import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
-from morlaif_hub.errors import ArtifactError, ModelNotFoundError
-from morlaif_hub.hub.artifact import cache_folder, open_artifact, weights_sha256
+from morlaif_hub.errors import ArtifactError, ModelNotFoundError, MorlaifHubError
+from morlaif_hub.hub.artifact import (
+    POINTER_SAID,
+    cache_folder,
+    is_pointer,
+    open_artifact,
+    weights_sha256,
+)
 from morlaif_hub.hub.client import fetch
 from morlaif_hub.hub.manifest import MANIFEST_NAME, BaseIdentity, BaseManifest
+from morlaif_hub.hub.remote_files import refuse_damaged
 from morlaif_hub.models.embedded import EMBEDDED, embedded_model
 from morlaif_hub.workspace import write_text
 
 Dtype = Literal["float32", "bfloat16"]
 KNOWN_BASES = "bases.json"
+LARGEST_CONFIG = 4 << 20  # bytes; those of real models have some 1,000
+KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 
 
@@ -51,14 +61,60 @@ def model_folder(spec: str | Path | None = None) -> ModelFolder:
         found = ModelFolder(path, EMBEDDED, base_identity(path))
     else:
         fetched = fetch(spec, allow_patterns=MODEL_FILES)
-        if not (fetched.path / "config.json").is_file():
-            raise ModelNotFoundError(
-                f"{spec}: no config.json there; a transformers model in safetensors is wanted"
-            )
-        base = base_identity(fetched.path, fetched.repo_id, fetched.revision)
+        # The weights, which may be large, have a hash of their own.
+        small = [p.name for p in fetched.path.iterdir() if p.suffix != ".safetensors"]
+        refuse_damaged(fetched.path, str(spec), small)
+        check_model_files(fetched.path, str(spec))
+        try:
+            base = base_identity(fetched.path, fetched.repo_id, fetched.revision)
+        except ArtifactError:
+            refuse_damaged(fetched.path, str(spec))
+            raise
         found = ModelFolder(fetched.path, str(spec), base)
     _remember(found)
     return found
+
+
+def check_model_files(folder: Path, where: str) -> None:
+    """Check that a folder holds one model, which runs no code but that of transformers.
+
+    Raises:
+        ModelNotFoundError: If it has no `config.json`.
+        ArtifactError: If that cannot be read, is of a kind that transformers does not know or asks
+            for code, or an adapter is beside the model, which would be loaded with it.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelNotFoundError(
+            f"{where}: no config.json there; a transformers model in safetensors is wanted"
+        )
+    if (folder / "adapter_config.json").exists():
+        raise ArtifactError(
+            f"{where}: adapter_config.json beside a whole model, so it is unclear which one is "
+            "meant; remove either"
+        )
+    try:
+        if (size := path.stat().st_size) > LARGEST_CONFIG:
+            raise ValueError(f"it has {size} bytes, over {LARGEST_CONFIG}")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise ArtifactError(f"{where}: config.json cannot be read: {error}") from error
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        code = (
+            " asks for code of its own (auto_map), which is never run, and"
+            if ("auto_map" in config)
+            else ""
+        )
+        raise ArtifactError(
+            f"{where}: config.json{code} has model_type {kind!r}, which transformers does not know"
+        )
+    for weights in folder.glob("*.safetensors"):
+        if is_pointer(weights):
+            raise ArtifactError(f"{where}: {weights.name}: {POINTER_SAID}")
+    for key in KERNELS:
+        if "/" in str(config.get(key)):
+            raise ArtifactError(f"{where}: config.json asks for code from the Hub ({key}); refused")
 
 
 def known_base(weights_sha256: str) -> ModelFolder | None:
@@ -66,7 +122,10 @@ def known_base(weights_sha256: str) -> ModelFolder | None:
     path = _known_bases().get(weights_sha256)
     if path is None or not (Path(path) / "config.json").is_file():
         return None
-    found = model_folder(Path(path))
+    try:
+        found = model_folder(Path(path))
+    except MorlaifHubError:  # whatever became of it, it no longer stands in
+        return None
     return found if found.base.weights_sha256 == weights_sha256 else None
 
 
@@ -119,9 +178,24 @@ def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
 
 
+def load_causal_lm(folder: Path, *, dtype: Dtype) -> Any:
+    """Return a folder's causal language model, in evaluation mode."""
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+    ).eval()
+
+
 def load_tokenizer(folder: Path) -> Any:
-    """Return a folder's tokenizer, with the end of sequence as padding where it has none."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    """Return a folder's tokenizer, with the end of sequence as padding where it has none.
+
+    Raises:
+        ArtifactError: If it cannot be loaded, or not without code of its own.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a stranger's files can make transformers fail in any way
+        reason = shorten(str(error), 200)
+        raise ArtifactError(f"{folder}: its tokenizer cannot be loaded: {reason}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -146,6 +220,5 @@ class LanguageModel:
                 likelihoods with an error of about 1 %.
         """
         folder = model_folder(spec)
-        model = AutoModelForCausalLM.from_pretrained(folder.path, dtype=dtype, use_safetensors=True)
-        model.eval()
+        model = load_causal_lm(folder.path, dtype=dtype)
         return cls(model, load_tokenizer(folder.path), folder.base, folder.name)

@@ -3,12 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-from morlaif_hub.bank.adapters import check_adapter, check_fits
+from morlaif_hub.bank.adapters import check_adapter, put_on
 from morlaif_hub.bank.bank import find_base
-from morlaif_hub.errors import BaseMismatchError
 from morlaif_hub.hub.artifact import open_artifact, weights_sha256
 from morlaif_hub.hub.client import Resolved, fetch
 from morlaif_hub.hub.manifest import MANIFEST_NAME, BaseIdentity, PolicyManifest, manifest_kind
@@ -17,6 +13,8 @@ from morlaif_hub.models.language_model import (
     MODEL_FILES,
     Dtype,
     LanguageModel,
+    check_model_files,
+    load_causal_lm,
     load_tokenizer,
 )
 
@@ -52,6 +50,7 @@ def load_policy(spec: str | Path | None = None, *, dtype: Dtype = "bfloat16") ->
 
 def _load_full(fetched: Resolved, name: str, dtype: Dtype) -> LanguageModel:
     folder = fetched.path
+    check_model_files(folder, fetched.label)
     # Its own weights, not those of the base in its manifest, are what this policy is.
     identity = BaseIdentity(
         repo_id=fetched.repo_id,
@@ -59,21 +58,15 @@ def _load_full(fetched: Resolved, name: str, dtype: Dtype) -> LanguageModel:
         weights_sha256=weights_sha256(folder),
         source="hub" if fetched.repo_id else "local",
     )
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    return LanguageModel(model.eval(), load_tokenizer(folder), identity, name)
+    model = load_causal_lm(folder, dtype=dtype)
+    return LanguageModel(model, load_tokenizer(folder), identity, name)
 
 
 def _load_lora(folder: Path, manifest: PolicyManifest, name: str, dtype: Dtype) -> LanguageModel:
     files = check_adapter(folder, name, task="CAUSAL_LM")
     base = find_base(manifest.base, name)
     policy = LanguageModel.load(None if base.name == EMBEDDED else base.path, dtype=dtype)
-    try:
-        adapted = PeftModel.from_pretrained(policy.model, folder, SLOT)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise BaseMismatchError(
-            f"{name}: the adapter in {folder} does not fit its base: {error}"
-        ) from error
-    check_fits(adapted, SLOT, files, name)
+    adapted = put_on(policy.model, SLOT, files, autocast=True)
     # The model below PEFT's wrapper holds the LoRA layers and is an ordinary transformers model.
     return LanguageModel(adapted.get_base_model().eval(), policy.tokenizer, policy.base, name)
 

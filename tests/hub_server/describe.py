@@ -85,7 +85,7 @@ def _readme(repo: Repo, files: dict[str, str]) -> Readme:
 def _json(repo: Repo, blob: str | None) -> Json:
     try:
         value = json.loads(repo.git.read(blob)) if blob else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -1,0 +1,1 @@
+"""Publishing that proves itself, and checking what others claim."""

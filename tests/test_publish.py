@@ -1,0 +1,324 @@
+"""Publishing: whole or not at all, proved before it counts, and the same when it comes back."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from morlaif_hub import PMBank
+from morlaif_hub.errors import ArtifactError, BaseMismatchError, HubError, WrongWayError
+from morlaif_hub.hub.artifact import open_artifact, seal
+from morlaif_hub.hub.manifest import (
+    BankManifest,
+    Manifest,
+    PreferenceModelManifest,
+    read_manifest,
+)
+from morlaif_hub.models.language_model import model_folder
+from morlaif_hub.policies.artifact import load_policy
+from morlaif_hub.publish.plan import PushPlan
+from morlaif_hub.publish.push import plan_push, push_to_hub
+from morlaif_hub.publish.verify import Verification, verify
+from tests.hub_server import LoopbackHub
+from tests.hub_workspace import PRINCIPLES, WEIGHTS, Made, make_base, push_all
+from tests.manifests import validation_record
+
+PROMPTS, RESPONSES = ["What is it?", "And you?"], ["A tree.", "The sea is wide and deep."]
+
+
+def forget_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Empty both caches, as on a stranger's machine."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("MORLAIF_CACHE", str(tmp_path / "elsewhere/morlaif"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere/hub"))
+
+
+def change(folder: Path, kind: type[Any], **fields: Any) -> None:
+    """Let an artifact claim something else, with hashes that agree."""
+    manifest: Manifest = read_manifest(folder, kind)
+    seal(folder, replace(manifest, **fields))
+
+
+def verdicts(found: Verification) -> dict[str, str]:
+    return {check.claim: check.verdict for check in found.checks}
+
+
+def test_every_kind_is_one_private_commit_with_a_version(ann: LoopbackHub, made: Made) -> None:
+    for done in push_all(made).values():
+        repo_type = "dataset" if "feedback" in done.repo_id else "model"
+        repo = ann.repo(repo_type, done.repo_id)
+        assert repo is not None
+        assert repo.private
+        commits = ann.commits(repo_type, done.repo_id)
+        assert len(commits) == 2  # the first is the Hub's own
+        assert commits[0] == done.commit
+        assert ann.tags(repo_type, done.repo_id) == {"v1": done.commit}
+        assert all(check.verdict == "holds" for check in done.checks), done.checks
+
+
+def test_pushing_again_commits_nothing_and_proves_it_again(ann: LoopbackHub, made: Made) -> None:
+    first = push_all(made)
+    again = push_all(made)
+    for name, done in again.items():
+        assert not done.new
+        assert (done.commit, done.tag) == (first[name].commit, "v1")
+    assert len(ann.collections) == 1
+
+
+def test_a_published_bank_scores_the_same_on_another_machine(
+    ann: LoopbackHub, made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here = PMBank.from_pretrained(made.workspace.bank, base=made.base)
+    expected = here.score(PROMPTS, RESPONSES)
+    done = push_all(made)
+    forget_this_machine(monkeypatch, tmp_path)
+    slug = str(done["bank"].collection).partition("/collections/")[2]
+    for source in (done["bank"].repo_id, f"{done['bank'].repo_id}@v1", slug):
+        bank = PMBank.from_pretrained(source)
+        assert bank.objectives == PRINCIPLES
+        assert (bank.scalarizer, bank.weights) == ("soft_max_min", WEIGHTS)
+        assert torch.equal(bank.score(PROMPTS, RESPONSES), expected)
+    apart = PMBank.from_pretrained([done[name].repo_id for name in PRINCIPLES])
+    assert torch.equal(apart.score(PROMPTS, RESPONSES), expected)
+    load_policy(done["policy"].repo_id)
+    assert [request for request in ann.log if request.status >= 500] == []
+
+
+def test_a_bank_pins_the_commits_of_its_members(ann: LoopbackHub, made: Made) -> None:
+    done = push_all(made)
+    files = ann.files("model", done["bank"].repo_id)
+    parts = json.loads(files["morlaif.json"])["objectives"]
+    assert {p["name"]: (p["repo_id"], p["revision"]) for p in parts} == {
+        name: (done[name].repo_id, done[name].commit) for name in PRINCIPLES
+    }
+    (collection,) = ann.collections.values()
+    assert {
+        item["item_id"] if "item_id" in item else item["id"] for item in collection["items"]
+    } == {done["bank"].repo_id, *(done[name].repo_id for name in PRINCIPLES)}
+
+
+def test_only_the_artifacts_own_files_are_sent(ann: LoopbackHub, made: Made) -> None:
+    folder = made.workspace.preference_model("detail")
+    model_folder(made.base)
+    push_to_hub(made.base)
+    (folder / "notes.txt").write_text("mine")
+    done = push_to_hub(folder)
+    listed = {entry.path for entry in open_artifact(folder, PreferenceModelManifest).files}
+    there = set(ann.files("model", done.repo_id))
+    assert there - {".gitattributes"} == listed | {"README.md", "morlaif.json"}
+
+
+def test_a_file_that_is_no_longer_part_of_it_is_removed(ann: LoopbackHub, made: Made) -> None:
+    folder = made.workspace.feedback("detail")
+    done = push_to_hub(folder)
+    ann.commit("dataset", done.repo_id, {"figures/old.png": b"old"}, author="ann", message="more")
+    plan = plan_push(folder)
+    assert [file.path for file in plan.files if file.change == "removed"] == ["figures/old.png"]
+    assert {f.change for f in plan.files} == {"removed", "same"}
+    again = push_to_hub(folder)
+    assert again.tag == "v2"
+    assert "figures/old.png" not in ann.files("dataset", done.repo_id)
+
+
+def test_it_becomes_public_at_the_very_end(ann: LoopbackHub, made: Made) -> None:
+    folder = made.workspace.feedback("detail")
+    seen: list[bool] = []
+    repo_id = "ann/morlaif-feedback-detail-sums"
+    ann.before("POST", r"/tag/", lambda: seen.append(bool(ann.repo("dataset", repo_id).private)))
+    done = push_to_hub(folder, public=True)
+    assert seen == [True]
+    assert done.public
+    assert not ann.repo("dataset", repo_id).private
+    with pytest.raises(HubError, match=r"is public, and a push is private unless .* add --public"):
+        push_to_hub(folder)
+    assert push_to_hub(folder, public=True).commit == done.commit
+
+
+def test_what_is_public_needs_public_parts(ann: LoopbackHub, made: Made) -> None:
+    folder = made.workspace.preference_model("detail")
+    model_folder(made.base)
+    base = push_to_hub(made.base)
+    push_to_hub(made.workspace.feedback("detail"))
+    with pytest.raises(
+        HubError, match=r"its base, .*, is private.* morlaif-hub push-base --public"
+    ):
+        push_to_hub(folder, public=True)
+    assert ann.repo("model", "ann/morlaif-pm-detail-smollm2") is None
+    assert push_to_hub(made.base, public=True).commit == base.commit
+    done = push_to_hub(folder, public=True)
+    assert done.public
+    (need,) = done.needs  # its data may stay private, which is said
+    assert need.command == "morlaif-hub push-feedback detail --public"
+
+
+def test_what_somebody_else_keeps_there_is_not_written_over(ann: LoopbackHub, made: Made) -> None:
+    model_folder(made.base)
+    push_to_hub(made.base)
+    ann.commit("model", "ann/mine", {"model.bin": b"1"}, author="ann", message="mine")
+    with pytest.raises(HubError, match="ann/mine holds something else"):
+        push_to_hub(made.workspace.preference_model("detail"), "ann/mine")
+    first = push_to_hub(made.workspace.preference_model("detail"), "ann/pm")
+    with pytest.raises(HubError, match=r"holds the preference model of 'detail'.*--repo-id"):
+        push_to_hub(made.workspace.preference_model("conciseness"), "ann/pm")
+    assert ann.commits("model", "ann/pm")[0] == first.commit
+    assert set(ann.files("model", "ann/mine")) >= {"model.bin"}
+
+
+def test_a_model_that_points_the_wrong_way_is_refused_before_anything_is_sent(
+    ann: LoopbackHub, made: Made
+) -> None:
+    folder = made.workspace.preference_model("detail")
+    wrong = validation_record(verdict="wrong way", accuracy=0.1, interval=(0.03, 0.3))
+    change(folder, PreferenceModelManifest, validation=wrong)
+    ann.clear_log()
+    with pytest.raises(WrongWayError, match=r"detail: .* prefers the worse side .* not published"):
+        push_to_hub(folder)
+    assert [request.path for request in ann.log] == ["/api/whoami-v2"]
+
+
+def test_claims_that_do_not_hold_here_are_not_published(ann: LoopbackHub, made: Made) -> None:
+    """The golden scores and the probes are measured before anything is sent."""
+    model_folder(made.base)
+    push_to_hub(made.base)
+    folder = made.workspace.preference_model("detail")
+    manifest = read_manifest(folder, PreferenceModelManifest)
+    golden = replace(manifest.golden, scores=tuple(s + 1 for s in manifest.golden.scores))
+    change(folder, PreferenceModelManifest, golden=golden)
+    with pytest.raises(ArtifactError, match=r"golden scores: claimed off by at most .* measured"):
+        push_to_hub(folder, "ann/pm")
+    assert ann.repo("model", "ann/pm") is None
+
+
+def test_another_base_is_refused_by_name(ann: LoopbackHub, made: Made, tmp_path: Path) -> None:
+    other = push_to_hub(make_base(tmp_path / "other", seed=7), "ann/other-base")
+    with pytest.raises(BaseMismatchError, match=r"--base-repo ann/other-base: made for the base"):
+        push_to_hub(made.workspace.preference_model("detail"), base_repo=other.repo_id)
+    right = push_to_hub(made.base, "ann/its-base")
+    done = push_to_hub(made.workspace.preference_model("detail"), base_repo=right.repo_id)
+    config = json.loads(ann.files("model", done.repo_id)["adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"]) == ("ann/its-base", right.commit)
+
+
+def test_a_pull_request_changes_nothing_by_itself(ann: LoopbackHub, made: Made) -> None:
+    folder = made.workspace.feedback("detail")
+    with pytest.raises(HubError, match="nothing to open a pull request on"):
+        push_to_hub(folder, create_pr=True)
+    first = push_to_hub(folder)
+    change_license(folder)
+    done = push_to_hub(folder, create_pr=True)
+    assert done.tag is None
+    assert ann.commits("dataset", first.repo_id)[0] == first.commit
+    assert done.commit in ann.commits("dataset", first.repo_id, revision="refs/pr/1")
+
+
+def change_license(folder: Path) -> None:
+    from morlaif_hub.hub.manifest import FeedbackManifest
+
+    change(folder, FeedbackManifest, license="mit")
+
+
+def test_a_push_can_be_stopped_when_it_is_seen_what_it_would_do(
+    ann: LoopbackHub, made: Made
+) -> None:
+    class Reader:
+        def __init__(self) -> None:
+            self.plan: PushPlan | None = None
+
+        def planned(self, plan: PushPlan) -> bool:
+            self.plan = plan
+            return False
+
+        def step(self, text: str) -> None:
+            assert text
+
+    reader = Reader()
+    with pytest.raises(HubError, match="stopped; nothing was published"):
+        push_to_hub(made.workspace.feedback("detail"), watch=reader)
+    assert reader.plan is not None
+    assert {file.change for file in reader.plan.files} == {"new"}
+    assert ann.repo("dataset", reader.plan.repo_id) is None
+
+
+@pytest.mark.parametrize("role", ["read", "revoked"])
+def test_a_token_that_may_not_write_is_told_before_any_work(
+    role: str, hub: LoopbackHub, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = hub.add_user("bob", role="read") if role == "read" else "hf_" + "x" * 34
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError) as caught:
+        push_to_hub(made.workspace.feedback("detail"))
+    said = "may only read" if role == "read" else "does not accept your token"
+    assert said in str(caught.value)
+    assert token not in str(caught.value)
+    assert [request.path for request in hub.log] == ["/api/whoami-v2"]
+
+
+def test_somebody_elses_account_is_refused_with_what_to_do(ann: LoopbackHub, made: Made) -> None:
+    ann.add_user("bob")
+    with pytest.raises(HubError, match=r"nothing was|403.*write access to bob"):
+        push_to_hub(made.workspace.feedback("detail"), "bob/feedback")
+    assert ann.repo("dataset", "bob/feedback") is None
+
+
+# What others claim.
+
+
+def test_a_strangers_claims_hold_or_fail_one_by_one(
+    ann: LoopbackHub, made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done = push_all(made)
+    forget_this_machine(monkeypatch, tmp_path)
+    assert verify(done["detail"].repo_id).holds
+    boast = tmp_path / "boast"
+    boast.mkdir()
+    for path, data in ann.files("model", done["detail"].repo_id).items():
+        if path != ".gitattributes":
+            (boast / path).parent.mkdir(exist_ok=True)
+            (boast / path).write_bytes(data)
+    manifest = read_manifest(boast, PreferenceModelManifest)
+    (first, *others) = manifest.evaluations
+    lower = replace(first, value=first.value - 0.1)
+    better = validation_record(accuracy=0.99, interval=(0.8, 1.0), verdict="fit")
+    change(boast, PreferenceModelManifest, evaluations=(lower, *others), validation=better)
+    found = verify(boast)
+    assert not found.holds
+    assert {claim for claim, verdict in verdicts(found).items() if verdict == "fails"} == {
+        "accuracy",
+        "probes",
+    }
+
+
+@pytest.mark.parametrize("name", ["base", "feedback detail", "bank", "policy"])
+@pytest.mark.usefixtures("ann")
+def test_every_kind_can_be_verified(name: str, made: Made) -> None:
+    done = push_all(made)[name]
+    found = verify(done.repo_id)
+    assert found.holds
+    assert done.commit in found.source
+    assert "holds" in verdicts(found).values()
+
+
+def test_what_claims_nothing_cannot_be_verified(ann: LoopbackHub, tmp_path: Path) -> None:
+    ann.commit("model", "bob/plain", {"config.json": b"{}"}, author="bob", message="x")
+    with pytest.raises(ArtifactError, match=r"bob/plain@.*no morlaif\.json"):
+        verify("bob/plain")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match=r"no morlaif\.json"):
+        verify(tmp_path / "empty")
+
+
+@pytest.mark.usefixtures("ann")
+def test_a_bank_of_other_golden_scores_fails(made: Made) -> None:
+    push_all(made)
+    manifest = read_manifest(made.workspace.bank, BankManifest)
+    first, *others = manifest.golden
+    moved = replace(first, scores=tuple(score + 1 for score in first.scores))
+    change(made.workspace.bank, BankManifest, golden=(moved, *others))
+    found = verify(made.workspace.bank)
+    assert verdicts(found)["golden scores of conciseness"] == "fails"
+    with pytest.raises(ArtifactError, match="golden scores are off by 1"):
+        PMBank.from_pretrained(made.workspace.bank, base=made.base)
