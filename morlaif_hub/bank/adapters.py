@@ -131,11 +131,12 @@ def check_fits(model: Any, slot: str, files: AdapterFiles) -> None:
         taken = get_peft_model_state_dict(
             model, adapter_name=slot, save_embedding_layers=embeddings
         )
-        expected = {key: tuple(tensor.shape) for key, tensor in taken.items()}
-        differences.append(expected.items() ^ files.shapes.items())
-        if not differences[-1]:
-            return
-    name, _ = min(min(differences, key=len))
+        expected = {(key, tuple(tensor.shape)) for key, tensor in taken.items()}
+        differences.append(expected ^ set(files.shapes.items()))
+    fewest = min(differences, key=len)
+    if not fewest:
+        return
+    name, _ = min(fewest)
     raise BaseMismatchError(
         f"{files.where}: {ADAPTER_WEIGHTS} does not fit its base: tensor {name} is on one side "
         "only, or of another shape"
