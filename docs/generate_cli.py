@@ -67,6 +67,7 @@ _PLANNED = {
     "files": "each with `path`, `size` in bytes and `change` (`new`, `changed`, `same`, `removed`)",
     "needs": "what is not on the Hub yet: `what`, `command` and `required`",
     "card": "the rendered card",
+    "refused": "why the push would be refused as things are, or null",
 }
 
 JSON = {

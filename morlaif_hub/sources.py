@@ -5,6 +5,7 @@ error that names file and line; it is never left out unless the caller asks to b
 """
 
 import gzip
+import hashlib
 import json
 import re
 import reprlib
@@ -85,6 +86,30 @@ def resolve_source(source: str | Path) -> Source:
     patterns = ["/".join([*folder, f"*{suffix}"]) for suffix in ROW_SUFFIXES]
     resolved = fetch(repository, repo_type="dataset", allow_patterns=patterns)
     return Source(resolved.path.joinpath(*folder), name, resolved.revision)
+
+
+def source_sha256(source: Source) -> str:
+    """Return the hash of what a source holds.
+
+    Of one file it is what `sha256sum` prints; of several, the hash of what `sha256sum` prints for
+    them in order.
+
+    Raises:
+        DataError: If there is no such file or folder, or it holds no data.
+    """
+    digests = {file.path: _sha256(file.path) for file in data_files(source)}
+    if source.path.is_file():
+        return digests[source.path]
+    listed = "".join(
+        f"{digest}  {path.relative_to(source.path).as_posix()}\n"
+        for path, digest in digests.items()
+    )
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _NOT_ROWS = frozenset(

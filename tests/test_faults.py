@@ -289,6 +289,7 @@ GET = (
     Spot("lfs head", "HEAD", "/{it}/resolve/[0-9a-f]{40}/{file}$"),
     Spot("lfs get", "GET", "^/lfs/{large}", READ),
 )
+WHOLE = Spot("all of it: info", "GET", "/api/models/{it}/revision/[0-9a-f]{40}$")
 DATA = (
     Spot("data: info", "GET", "/api/datasets/{data}(/revision/[0-9a-f]{40})?$"),
     Spot("data: tree", "GET", "/{data}/tree/"),
@@ -377,7 +378,9 @@ OPERATIONS = {
         search,
         judge_search,
     ),
-    "verify pm": Operation("all", *PM, (*GET, *DATA, *PEFT, *OTHERS), verify_it, judge_verify),
+    "verify pm": Operation(
+        "all", *PM, (*GET, WHOLE, *DATA, *PEFT, *OTHERS), verify_it, judge_verify
+    ),
 }
 
 

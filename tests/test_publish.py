@@ -1,6 +1,7 @@
 """Publishing: whole or not at all, proved before it counts, and the same when it comes back."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,27 @@ import pytest
 import torch
 
 from morlaif_hub import PMBank
-from morlaif_hub.errors import ArtifactError, BaseMismatchError, HubError, WrongWayError
+from morlaif_hub.errors import (
+    ArtifactError,
+    BaseMismatchError,
+    HubError,
+    ModelNotFoundError,
+    MorlaifHubError,
+    OptionError,
+    WrongWayError,
+)
 from morlaif_hub.hub.artifact import open_artifact, seal
 from morlaif_hub.hub.manifest import (
     BankManifest,
+    BaseManifest,
+    FeedbackManifest,
     Manifest,
     PreferenceModelManifest,
     read_manifest,
 )
 from morlaif_hub.models.language_model import model_folder
 from morlaif_hub.policies.artifact import load_policy
+from morlaif_hub.publish.making import base_artifact
 from morlaif_hub.publish.plan import PushPlan
 from morlaif_hub.publish.push import plan_push, push_to_hub
 from morlaif_hub.publish.verify import Verification, verify
@@ -162,7 +174,7 @@ def test_what_somebody_else_keeps_there_is_not_written_over(ann: LoopbackHub, ma
     with pytest.raises(HubError, match="ann/mine holds something else"):
         push_to_hub(made.workspace.preference_model("detail"), "ann/mine")
     first = push_to_hub(made.workspace.preference_model("detail"), "ann/pm")
-    with pytest.raises(HubError, match=r"holds the preference model of 'detail'.*--repo-id"):
+    with pytest.raises(HubError, match=r"holds the preference-model of 'detail'.*--repo-id"):
         push_to_hub(made.workspace.preference_model("conciseness"), "ann/pm")
     assert ann.commits("model", "ann/pm")[0] == first.commit
     assert set(ann.files("model", "ann/mine")) >= {"model.bin"}
@@ -216,8 +228,6 @@ def test_a_pull_request_changes_nothing_by_itself(ann: LoopbackHub, made: Made) 
 
 
 def change_license(folder: Path) -> None:
-    from morlaif_hub.hub.manifest import FeedbackManifest
-
     change(folder, FeedbackManifest, license="mit")
 
 
@@ -264,7 +274,226 @@ def test_somebody_elses_account_is_refused_with_what_to_do(ann: LoopbackHub, mad
     assert ann.repo("dataset", "bob/feedback") is None
 
 
+def test_the_named_base_is_the_one_that_counts(
+    ann: LoopbackHub, made: Made, tmp_path: Path
+) -> None:
+    """What is remembered from an earlier push does not stand in for what the user names."""
+    model_folder(made.base)
+    push_to_hub(made.base)
+    other = push_to_hub(make_base(tmp_path / "other", seed=7), "ann/other-base")
+    folder = made.workspace.preference_model("detail")
+    with pytest.raises(BaseMismatchError, match="--base-repo ann/other-base: made for the base"):
+        push_to_hub(folder, base_repo=other.repo_id)
+    with pytest.raises(ModelNotFoundError, match="--base-repo bob/nothing"):
+        push_to_hub(folder, base_repo="bob/nothing")
+    assert ann.commits("model", "ann/morlaif-base-0892fb8e")
+
+
+def test_a_base_is_not_believed_on_its_manifests_word(
+    ann: LoopbackHub, made: Made, tmp_path: Path
+) -> None:
+    forged = make_base(tmp_path / "forged", seed=7)
+    manifest = read_manifest(forged, BaseManifest)
+    ours = read_manifest(made.base, BaseManifest).base
+    seal(forged, replace(manifest, base=ours))
+    files = {path.name: path.read_bytes() for path in forged.iterdir()}
+    ann.commit("model", "eve/base", files, author="eve", message="trust me")
+    model_folder(made.base)
+    with pytest.raises(ArtifactError, match=r"eve/base@.*declares the weights .* but the tensors"):
+        push_to_hub(made.workspace.preference_model("detail"), base_repo="eve/base")
+
+
+@pytest.mark.parametrize(
+    "repo_id", ["ann/..", "..", "a/b/c", "x y", "ann/a@v2", "", "ann/a--b", "ann/.x", "../up"]
+)
+@pytest.mark.parametrize("with_token", [True, False])
+def test_an_odd_repository_is_refused_before_anything_is_staged(
+    repo_id: str, with_token: bool, ann: LoopbackHub, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not with_token:
+        monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(OptionError, match="is no repository to publish as; accepted: user/name"):
+        plan_push(made.workspace.feedback("detail"), repo_id)
+    assert {request.path for request in ann.log} <= {"/api/whoami-v2"}
+
+
+def test_a_name_without_an_owner_is_one_in_the_account(ann: LoopbackHub, made: Made) -> None:
+    assert push_to_hub(made.workspace.feedback("detail"), "mine").repo_id == "ann/mine"
+    assert ann.repo("dataset", "ann/mine") is not None
+
+
+@pytest.mark.parametrize(("name", "other"), [("feedback", "conciseness"), ("base", "")])
+def test_another_artifact_of_the_kind_is_not_written_over(
+    name: str, other: str, ann: LoopbackHub, made: Made, tmp_path: Path
+) -> None:
+    first, second = made.base, tmp_path / "base"
+    if name == "feedback":
+        first, second = made.workspace.feedback("detail"), made.workspace.feedback(other)
+    else:
+        make_base(second, seed=7)
+    done = push_to_hub(first, "ann/x")
+    with pytest.raises(HubError, match=r"ann/x holds the .* which is not written over"):
+        push_to_hub(second, "ann/x")
+    assert ann.commits("dataset" if name == "feedback" else "model", "ann/x")[0] == done.commit
+
+
+def test_a_pull_request_without_a_change_is_not_opened(ann: LoopbackHub, made: Made) -> None:
+    folder = made.workspace.feedback("detail")
+    push_to_hub(folder)
+    assert not push_to_hub(folder, create_pr=True).new
+    assert ann.requests("POST", "/discussions") == []
+
+
+def test_a_plan_says_why_the_push_would_be_refused(ann: LoopbackHub, made: Made) -> None:
+    folder = made.workspace.feedback("detail")
+    assert "nothing to open a pull request on" in str(plan_push(folder, create_pr=True).refused)
+    assert plan_push(folder).refused is None
+    push_to_hub(folder, public=True)
+    assert "is public" in str(plan_push(folder).refused)
+    assert "neither your account (ann) nor" in str(plan_push(folder, "bob/x").refused)
+    assert ann.repo("dataset", "bob/x") is None
+
+
+def test_a_bank_made_public_later_has_a_public_collection(ann: LoopbackHub, made: Made) -> None:
+    push_all(made)
+    (collection,) = ann.collections.values()
+    assert collection["private"]
+    push_to_hub(made.base, public=True)
+    for name in PRINCIPLES:
+        push_to_hub(made.workspace.preference_model(name), public=True)
+    assert push_to_hub(made.workspace.bank, public=True).public
+    (collection,) = ann.collections.values()
+    assert not collection["private"]
+
+
+def test_a_cache_that_cannot_be_written_makes_no_push_fail(
+    ann: LoopbackHub, made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MORLAIF_CACHE", str(tmp_path / "file" / "cache"))
+    done = push_to_hub(made.workspace.feedback("detail"))
+    assert ann.tags("dataset", done.repo_id) == {"v1": done.commit}
+
+
+def test_a_policy_is_published_without_its_preference_models(ann: LoopbackHub, made: Made) -> None:
+    model_folder(made.base)
+    push_to_hub(made.base)
+    for name in PRINCIPLES:
+        shutil.rmtree(made.workspace.preference_model(name))
+    done = push_to_hub(made.workspace.policy("brief"))
+    assert len(done.needs) == 2
+    text = b"".join(ann.files("model", done.repo_id).values())
+    assert b"../" not in text
+    assert str(made.workspace.root).encode() not in text
+
+
+def test_what_training_left_beside_a_base_is_not_published(made: Made, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(made.base, plain)
+    (plain / "morlaif.json").unlink()
+    (plain / "trainer_state.json").write_text("{}")
+    config = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/ann/x"}))
+    with base_artifact(model_folder(plain), license="mit") as folder:
+        names = {path.name for path in folder.iterdir()}
+        assert "trainer_state.json" not in names
+        assert names >= {"config.json", "model.safetensors", "tokenizer.json", "morlaif.json"}
+        assert b"/home/ann" not in b"".join(path.read_bytes() for path in folder.iterdir())
+
+
+@pytest.mark.usefixtures("ann")
+def test_a_judges_folder_is_not_told(made: Made) -> None:
+    folder = made.workspace.feedback("detail")
+    manifest = read_manifest(folder, FeedbackManifest)
+    local = replace(manifest.judge, spec=f"likelihood:{made.workspace.root}/judge")
+    change(folder, FeedbackManifest, judge=local)
+    card = plan_push(folder).card
+    assert str(made.workspace.root) not in card
+    assert "likelihood:judge" in card
+
+
 # What others claim.
+
+
+@pytest.mark.usefixtures("ann")
+@pytest.mark.parametrize(
+    ("fields", "claim"),
+    [
+        ({"validation": validation_record(verdict="fit", accuracy=0.5, n=24)}, "probes"),
+        ({"length_correlation": 0.99}, "correlation with length"),
+    ],
+)
+def test_a_claim_that_is_off_fails(fields: dict[str, Any], claim: str, made: Made) -> None:
+    push_all(made)
+    folder = made.workspace.preference_model("detail")
+    dataset = replace(
+        read_manifest(folder, PreferenceModelManifest).dataset,
+        repo_id="ann/morlaif-feedback-detail-sums",
+        revision=push_to_hub(made.workspace.feedback("detail")).commit,
+    )
+    change(folder, PreferenceModelManifest, dataset=dataset, **fields)
+    assert [c for c, verdict in verdicts(verify(folder)).items() if verdict == "fails"] == [claim]
+
+
+@pytest.mark.usefixtures("ann")
+@pytest.mark.parametrize(
+    "field", ["accuracy", "interval", "length_baseline", "temperature", "mean"]
+)
+def test_a_number_that_is_off_fails(field: str, made: Made) -> None:
+    push_all(made)
+    folder = made.workspace.preference_model("detail")
+    manifest = read_manifest(folder, PreferenceModelManifest)
+    dataset = replace(
+        manifest.dataset,
+        repo_id="ann/morlaif-feedback-detail-sums",
+        revision=push_to_hub(made.workspace.feedback("detail")).commit,
+    )
+    first, *others = manifest.evaluations
+    calibration = manifest.calibration
+    match field:
+        case "accuracy":
+            first = replace(first, value=first.value - 0.05)
+        case "interval":
+            first = replace(first, interval=(first.interval[0] - 0.1, first.interval[1]))
+        case "length_baseline":
+            first = replace(first, length_baseline=(first.length_baseline or 0) - 0.1)
+        case "temperature":
+            calibration = replace(calibration, temperature=calibration.temperature * 2)
+        case "mean":
+            calibration = replace(calibration, mean=calibration.mean + calibration.std)
+    change(
+        folder,
+        PreferenceModelManifest,
+        dataset=dataset,
+        evaluations=(first, *others),
+        calibration=calibration,
+    )
+    failed = [c for c, verdict in verdicts(verify(folder)).items() if verdict == "fails"]
+    assert failed == ["calibration" if field in ("temperature", "mean") else "accuracy"]
+
+
+@pytest.mark.usefixtures("ann")
+def test_what_a_bank_says_of_its_members_is_compared(made: Made) -> None:
+    push_all(made)
+    manifest = read_manifest(made.workspace.bank, BankManifest)
+    first, *others = manifest.objectives
+    boast = replace(first, verdict="fit")
+    change(made.workspace.bank, BankManifest, objectives=(boast, *others))
+    assert verdicts(verify(made.workspace.bank))["what is said of conciseness"] == "fails"
+
+
+def test_a_missing_revision_and_a_missing_repository_are_told_apart(
+    ann: LoopbackHub, made: Made
+) -> None:
+    done = push_to_hub(made.workspace.feedback("detail"))
+    model_folder(made.base)
+    base = push_to_hub(made.base)
+    for repo_id in (done.repo_id, base.repo_id):
+        with pytest.raises(MorlaifHubError, match="has no revision 'v9'"):
+            verify(f"{repo_id}@v9")
+    with pytest.raises(ModelNotFoundError, match="neither a model nor a data set ann/nothing"):
+        verify("ann/nothing")
+    assert ann.leaks == []
 
 
 def test_a_strangers_claims_hold_or_fail_one_by_one(

@@ -38,6 +38,7 @@ def write_bank(
     scores: ArrayLike,
     weights: Mapping[str, float],
     scalarizer: str = "linear",
+    name: str | None = None,
 ) -> BankManifest:
     """Write a bank's artifact.
 
@@ -48,6 +49,7 @@ def write_bank(
             shape (responses, objectives).
         weights: One per objective.
         scalarizer: A name in `SCALARIZERS`.
+        name: The bank's; by default the folder's.
 
     Raises:
         OptionError: If a preference model has no manifest, or is where no bank may point to.
@@ -63,7 +65,7 @@ def write_bank(
         (staging / "figures/correlations.png").write_bytes(png(figure))
         manifest = BankManifest(
             license=_common_license(manifests),
-            name=folder.name,
+            name=name or folder.name,
             objectives=objective_records(bank, beside=folder),
             scalarizer=scalarizer,
             weights=tuple(

@@ -1,6 +1,5 @@
 """Comparisons that a command is given: where they came from, and which they are."""
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ from morlaif_hub.comparisons import Comparison, read_comparisons
 from morlaif_hub.errors import DataError
 from morlaif_hub.hub.manifest import SourceRecord
 from morlaif_hub.sampling import PAIRS_FILE
-from morlaif_hub.sources import data_files, resolve_source
+from morlaif_hub.sources import resolve_source, source_sha256
 from morlaif_hub.workspace import Workspace
 
 SHOWN = 5
@@ -48,12 +47,7 @@ def read_pairs(source: str | None, workspace: Workspace, *, limit: int | None = 
     # A Hub data set is pinned, so that the comparisons are of the commit that is recorded.
     pinned = found.path if found.revision is None else f"{found.name}@{found.revision}"
     comparisons = _readable(pinned, limit)
-    digests = {file.path: _sha256(file.path) for file in data_files(found)}
-    listed = "".join(
-        f"{digest}  {path.relative_to(found.path).as_posix()}\n" for path, digest in digests.items()
-    )
-    one_file = found.path.is_file()
-    sha256 = digests[found.path] if one_file else hashlib.sha256(listed.encode()).hexdigest()
+    sha256 = source_sha256(found)
     return Pairs(comparisons, SourceRecord(name=found.name, revision=found.revision, sha256=sha256))
 
 
@@ -70,8 +64,3 @@ def _readable(source: str | Path, limit: int | None) -> list[Comparison]:
         rows = "1 row is" if len(bad) == 1 else f"{len(bad)} rows are"
         hint(f"{rows} left out, beside {len(comparisons):,} that can be read: {shown}")
     return comparisons
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

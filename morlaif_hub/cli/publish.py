@@ -1,9 +1,11 @@
 """The commands that publish on the Hub, and the one that checks what is published."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -22,8 +24,9 @@ from morlaif_hub.cli.tables import Cell, paragraphs, printable, table, wrapped
 from morlaif_hub.workspace import Workspace
 
 if TYPE_CHECKING:
+    from morlaif_hub.publish.checks import Check
     from morlaif_hub.publish.plan import Published, PushPlan
-    from morlaif_hub.publish.verify import Check, Verification
+    from morlaif_hub.publish.verify import Verification
 
 NOTHING_SENT = "This was a dry run: nothing was sent."
 
@@ -86,6 +89,7 @@ def push_base(
     Once for a base: preference models of all principles name the same repository. The embedded
     model's weights are not those of the repository that it was made from, so it needs its own.
     """
+    _check_token(push)
     from morlaif_hub.models.language_model import model_folder
     from morlaif_hub.publish.making import base_artifact
 
@@ -138,9 +142,14 @@ def push_bank(
     The workspace's bank is made again when it is out of date, or when preference models, weights
     or a scalarizer are given. Its parts are gathered in a Collection.
     """
-    if banks or weights or scalarizer or not bank_is_current(workspace):
-        _make_bank(workspace, banks, weights=weights, scalarizer=scalarizer)
-    return _push(workspace.bank, push, "morlaif-hub score --bank {repo_id} --prompt '...'")
+    _check_token(push)
+    anew = bool(banks or weights or scalarizer) or not bank_is_current(workspace)
+    with _bank_folder(workspace, push, anew=anew) as folder:
+        if anew:
+            _make_bank(workspace, folder, banks, weights=weights, scalarizer=scalarizer)
+        return _push(
+            folder, push, "morlaif-hub score --bank {repo_id} --prompt '...' --response '...'"
+        )
 
 
 @command("push-policy", with_models=True)
@@ -191,7 +200,13 @@ def _push(folder: Path, push: Push, next_step: str, *, base_repo: str | None = N
     from morlaif_hub.publish.push import plan_push, push_to_hub
 
     if push.dry_run:
-        plan = plan_push(folder, push.repo_id, public=push.public, base_repo=base_repo)
+        plan = plan_push(
+            folder,
+            push.repo_id,
+            public=push.public,
+            base_repo=base_repo,
+            create_pr=push.create_pr,
+        )
         text = paragraphs(_plan_text(plan), printable(plan.card), NOTHING_SENT)
         return Report(_plan_data(plan), text)
     done = push_to_hub(
@@ -217,8 +232,29 @@ def _check_there(folder: Path, what: str, command_to_make_it: str) -> None:
         )
 
 
+def _check_token(push: Push) -> None:
+    """Check that something can be published, before work that a push needs but a look does not."""
+    from morlaif_hub.hub.upload import account
+
+    if not push.dry_run:
+        account()
+
+
+@contextmanager
+def _bank_folder(workspace: Workspace, push: Push, *, anew: bool) -> Iterator[Path]:
+    """Yield where the bank is, or is to be made: a dry run leaves the workspace's own as it is."""
+    if not (anew and push.dry_run):
+        yield workspace.bank
+        return
+    workspace.check_writable()
+    # Beside the bank, from where it names its members.
+    with TemporaryDirectory(prefix=".bank-", dir=workspace.root) as folder:
+        yield Path(folder)
+
+
 def _make_bank(
     workspace: Workspace,
+    folder: Path,
     banks: tuple[str, ...],
     *,
     weights: dict[str, float] | None,
@@ -233,12 +269,14 @@ def _make_bank(
     with Progress() as progress:
         make_bank(
             bank,
-            workspace.bank,
+            folder,
+            name=workspace.bank.name,
             weights=reward.weights,
             scalarizer=reward.scalarizer,
             progress=progress.reach,
         )
-    hint(f"the bank {workspace.bank} was made anew")
+    if folder == workspace.bank:
+        hint(f"the bank {workspace.bank} was made anew")
 
 
 def _plan_text(plan: "PushPlan") -> str:
@@ -255,7 +293,8 @@ def _plan_text(plan: "PushPlan") -> str:
         )
         for need in plan.needs
     ]
-    return paragraphs(printable(head), table(("file", "bytes", "on the Hub"), rows), needs)
+    refused = wrapped(f"WOULD BE REFUSED: {plan.refused}") if plan.refused else ""
+    return paragraphs(printable(head), refused, table(("file", "bytes", "on the Hub"), rows), needs)
 
 
 def _plan_data(plan: "PushPlan") -> dict[str, Any]:
@@ -268,12 +307,14 @@ def _plan_data(plan: "PushPlan") -> dict[str, Any]:
         "files": [file._asdict() for file in plan.files],
         "needs": [need._asdict() for need in plan.needs],
         "card": plan.card,
+        "refused": plan.refused,
     }
 
 
 def _done_text(done: "Published") -> str:
     what = "published" if done.new else "was there already, and proved again"
-    version = f" as {done.tag}" if done.tag else " as a pull request"
+    request = " as a pull request" if done.new else ""
+    version = f" as {done.tag}" if done.tag else request
     head = f"{done.repo_id}: {what}{version}, {'public' if done.public else 'private'}"
     more = f"\n{done.collection}" if done.collection else ""
     return paragraphs(f"{head}\n{done.url}{more}", _checks_table(done.checks))

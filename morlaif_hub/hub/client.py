@@ -173,6 +173,18 @@ def repository_files(found: Resolved, repo_type: RepoType = "model") -> list[str
     return sorted(entry.path for entry in tree)
 
 
+def is_repo_id(text: str) -> bool:
+    """Whether a text is `user/name` as the Hub takes it."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return text.count("/") == 1 and not text.startswith(".") and "/." not in text
+
+
 def parse_repository(source: str, repo_type: RepoType = "model") -> Asked:
     """Return the repository and revision that `user/name` or `user/name@revision` names.
 

@@ -4,6 +4,7 @@ Source:
     https://huggingface.co/docs/hub/collections
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -88,16 +89,22 @@ def gather(
     """
     from huggingface_hub import HfApi
 
-    api, asked = HfApi(), Asked(f"{namespace}/{title[:LONGEST_TITLE]}")
+    if len(title) > LONGEST_TITLE:  # another long title that begins like it is another one
+        mark = hashlib.sha256(title.encode()).hexdigest()[:6]
+        title = f"{title[: LONGEST_TITLE - 7]}-{mark}"
+    api, asked = HfApi(), Asked(f"{namespace}/{title}")
     make = partial(
         api.create_collection,
-        title[:LONGEST_TITLE],
+        title,
         namespace=namespace,
         description=description[:150],
         private=private,
         exists_ok=True,
     )
     made: Any = patiently(asked, make)
+    if bool(made.private) != private:  # it was made before, for a bank that was private then
+        change = partial(api.update_collection_metadata, made.slug, private=private)
+        patiently(asked, change)
     for item in items:
         add = partial(
             api.add_collection_item, made.slug, item.repo_id, item.repo_type, exists_ok=True

@@ -100,6 +100,11 @@ def account() -> Account:
             "and try again"
         ) from error
     except HfHubHTTPError as error:
+        if error.response.status_code != 401:
+            raise HubError(
+                f"the Hub answered {error.response.status_code} when asked whose token this is, "
+                "so nothing can be published now; try again later"
+            ) from error
         raise HubError(
             f"the Hub does not accept your token; {LOG_IN} again, with a token from "
             f"{endpoint()}/settings/tokens"
@@ -354,8 +359,10 @@ def _landed(folder: Path, target: Remote, error: Exception) -> str | None:
 
 
 def _not_published(asked: Asked, error: Exception) -> HubError:
-    ours_or_unread = MorlaifHubError | JSONDecodeError | UnicodeDecodeError
-    if isinstance(error, ValueError) and not isinstance(error, ours_or_unread):
+    from huggingface_hub.errors import HfHubHTTPError
+
+    others = MorlaifHubError | JSONDecodeError | UnicodeDecodeError | HfHubHTTPError
+    if isinstance(error, ValueError) and not isinstance(error, others):
         # The client's own checks: the Hub does not take the card's metadata, for one.
         said = " ".join(str(error).split())
         return HubError(f"{asked.repo_id}: nothing was published: {said}")

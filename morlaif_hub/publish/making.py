@@ -1,5 +1,6 @@
 """Making what can be published of what is at hand: a base of any model, a bank of any members."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,26 @@ from morlaif_hub.hub.artifact import seal
 from morlaif_hub.hub.client import Progress
 from morlaif_hub.hub.manifest import MANIFEST_NAME, BankManifest, BaseManifest
 from morlaif_hub.judges.validation import probe_comparisons
-from morlaif_hub.models.language_model import MODEL_FILES, ModelFolder
+from morlaif_hub.models.language_model import ModelFolder
 from morlaif_hub.principles import load_constitution
 from morlaif_hub.rewards import bind_scalarizer
+
+BASE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.*",
+    "merges.txt",
+    "LICENSE*",
+)
+"""What a model consists of: not what training left beside it."""
+_PLACES = ("_name_or_path", "name_or_path")  # where transformers notes what a model was loaded from
 
 
 @contextmanager
@@ -50,8 +68,8 @@ def base_artifact(base: ModelFolder, *, license: str | None) -> Iterator[Path]:
         folder = Path(scratch, base.path.name)
         folder.mkdir()
         for path in sorted(base.path.iterdir()):
-            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in MODEL_FILES):
-                shutil.copyfile(path, folder / path.name)
+            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in BASE_FILES):
+                _copy_without_places(path, folder / path.name)
         manifest = BaseManifest(
             license=license,
             base=base.base,
@@ -66,6 +84,7 @@ def make_bank(
     bank: PMBank,
     folder: Path,
     *,
+    name: str | None = None,
     weights: dict[str, float] | None = None,
     scalarizer: str = "linear",
     progress: Progress | None = None,
@@ -78,6 +97,7 @@ def make_bank(
     Args:
         bank: Its preference models have manifests.
         folder: Replaced if it exists.
+        name: The bank's; by default the folder's.
         weights: One per objective; by default all the same.
         scalarizer: A name in `SCALARIZERS`.
         progress: Told how many texts are scored.
@@ -104,4 +124,14 @@ def make_bank(
             progress("scoring probes with the bank", done, len(texts))
 
     scores = bank.score(prompts, texts, progress=count).double().numpy()
-    return write_bank(bank, folder, scores=scores, weights=named, scalarizer=scalarizer)
+    return write_bank(bank, folder, scores=scores, weights=named, scalarizer=scalarizer, name=name)
+
+
+def _copy_without_places(source: Path, target: Path) -> None:
+    """Copy a model's file; of its configurations, without the folder that it was loaded from."""
+    if source.suffix != ".json" or "config" not in source.name:
+        shutil.copyfile(source, target)
+        return
+    config = json.loads(source.read_text(encoding="utf-8"))
+    kept = {k: v for k, v in config.items() if k not in _PLACES}
+    target.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

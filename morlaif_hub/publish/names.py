@@ -2,6 +2,8 @@
 
 import re
 
+from morlaif_hub.errors import OptionError
+from morlaif_hub.hub.client import is_repo_id
 from morlaif_hub.hub.manifest import (
     BankManifest,
     BaseIdentity,
@@ -13,11 +15,35 @@ from morlaif_hub.hub.manifest import (
 )
 from morlaif_hub.models.embedded import GGUF_SHA256
 
+ANYBODY = "<user>"
+"""Stands for the account in a dry run without a token."""
 BASE_PREFIX = "morlaif-base-"
 EMBEDDED_NAME = "smollm2"
 
-_LONGEST_PART = 40  # characters; a repository's name may have 96
+_LONGEST_PART = 36  # characters; a repository's name may have 96
 _DATA_ENDINGS = re.compile(r"\.(jsonl|json|parquet|txt)(\.gz)?$")
+
+
+def target_repository(repo_id: str | None, manifest: Manifest, owner: str) -> str:
+    """Return the repository to publish as: the given one, or the default one.
+
+    Args:
+        repo_id: `user/name`, or a name in the owner's account; None for the default.
+        manifest: Of what is published.
+        owner: The account.
+
+    Raises:
+        OptionError: If `repo_id` is no repository.
+    """
+    if repo_id is None:
+        return default_repo_id(manifest, owner)
+    whole = repo_id if "/" in repo_id else f"{owner}/{repo_id}"
+    if "@" in repo_id or not is_repo_id(whole.replace(ANYBODY, "user")):
+        raise OptionError(
+            f"--repo-id {repo_id!r} is no repository to publish as; accepted: user/name, or a name "
+            "in your account, of letters, digits, '-', '_' and '.', without a revision"
+        )
+    return whole
 
 
 def default_repo_id(manifest: Manifest, owner: str) -> str:
@@ -33,15 +59,26 @@ def default_repo_id(manifest: Manifest, owner: str) -> str:
         case BaseManifest():
             name = f"{BASE_PREFIX}{base_name(manifest.base)}"
         case PreferenceModelManifest():
-            name = f"morlaif-pm-{manifest.principle.name}-{base_name(manifest.base)}"
+            name = f"morlaif-pm-{_part(manifest.principle.name)}-{base_name(manifest.base)}"
         case FeedbackManifest():
             source = _DATA_ENDINGS.sub("", manifest.source.name.rpartition("/")[2])
-            name = f"morlaif-feedback-{manifest.principle.name}-{_part(source)}"
+            name = f"morlaif-feedback-{_part(manifest.principle.name)}-{_part(source)}"
         case BankManifest():
             name = f"morlaif-bank-{_bank_name(manifest)}"
         case PolicyManifest():
             name = f"morlaif-policy-{_part(manifest.name)}"
     return f"{owner}/{name}"
+
+
+def subject(manifest: Manifest) -> str:
+    """Return what an artifact is about: what a repository may get a new version of."""
+    match manifest:
+        case BaseManifest():
+            return f"weights {manifest.base.weights_sha256[:12]}"
+        case PreferenceModelManifest() | FeedbackManifest():
+            return manifest.principle.name
+        case BankManifest() | PolicyManifest():
+            return manifest.name
 
 
 def base_name(base: BaseIdentity) -> str:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from morlaif_hub.publish.release import Need
-from morlaif_hub.publish.verify import Check
+from morlaif_hub.publish.checks import Check
+from morlaif_hub.publish.links import Need
 
 Change = Literal["new", "changed", "same", "removed"]
 
@@ -29,6 +29,7 @@ class PushPlan:
         files: What becomes of each file.
         needs: What is not on the Hub yet.
         card: The rendered card.
+        refused: Why the push would be refused as things are; None if it would not.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class PushPlan:
     files: tuple[PlannedFile, ...]
     needs: tuple[Need, ...]
     card: str
+    refused: str | None = None
 
     @property
     def bytes(self) -> int:

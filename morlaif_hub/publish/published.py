@@ -7,9 +7,13 @@ that were used from this machine are remembered in the cache, only as places to 
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from morlaif_hub.errors import DataError, ManifestError, ModelNotFoundError
+from morlaif_hub.bank.bank import find_base
+from morlaif_hub.errors import DataError, ManifestError, ModelNotFoundError, WorkspaceError
 from morlaif_hub.feedback.dataset import data_sha256
 from morlaif_hub.hub.access import Asked, RepoType, endpoint
 from morlaif_hub.hub.artifact import cache_folder
@@ -17,6 +21,7 @@ from morlaif_hub.hub.client import fetch
 from morlaif_hub.hub.manifest import (
     MANIFEST_NAME,
     MANIFESTS,
+    BaseIdentity,
     BaseManifest,
     FeedbackManifest,
     Manifest,
@@ -25,9 +30,12 @@ from morlaif_hub.hub.manifest import (
     to_plain,
 )
 from morlaif_hub.hub.upload import remote
+from morlaif_hub.models.language_model import model_folder
 from morlaif_hub.workspace import write_text
 
 REMEMBERED = "published.json"
+
+_WEIGHTS = ".safetensors"
 
 
 class Pinned(NamedTuple):
@@ -60,16 +68,23 @@ def content_key(manifest: Manifest) -> str:
 
 
 def remember(manifest: Manifest, repo_id: str) -> None:
-    """Note where an artifact was published, as the first place to look for it."""
+    """Note where an artifact was published, as the first place to look for it.
+
+    It is only a help for later: a cache that cannot be written makes no push fail.
+    """
     noted = _noted()
     places = noted.setdefault(endpoint(), {}).setdefault(content_key(manifest), [])
-    if repo_id not in places:
-        places.insert(0, repo_id)
+    if repo_id in places:
+        return
+    places.insert(0, repo_id)
+    with suppress(WorkspaceError):
         write_text(cache_folder() / REMEMBERED, json.dumps(noted, indent=1) + "\n")
 
 
 def find_published(kind: str, key: str, *, guesses: Iterable[str]) -> Pinned | None:
     """Return where an artifact is on the Hub, None if it is at none of the places to look at.
+
+    A base is looked for with `find_published_base`.
 
     Args:
         kind: Of artifact.
@@ -80,11 +95,52 @@ def find_published(kind: str, key: str, *, guesses: Iterable[str]) -> Pinned | N
         HubError: If the Hub cannot be reached, or refuses for another reason than that there is
             nothing.
     """
-    for repo_id in dict.fromkeys([*_noted().get(endpoint(), {}).get(key, []), *guesses]):
+    for repo_id in _places(key, guesses):
         found = _look_at(repo_id, kind)
-        if found is not None and content_key(found[1]) == key and _is_whole(*found):
+        if found is not None and content_key(found[1]) == key:
             return found[0]
     return None
+
+
+def find_published_base(declared: BaseIdentity, *, guesses: Iterable[str]) -> Pinned | None:
+    """Return where a base is on the Hub: a repository whose weights are those of the one here.
+
+    What its manifest says is only a hint: its files are compared with those on this machine.
+
+    Raises:
+        HubError: As `find_published`.
+    """
+    for repo_id in _places(declared.weights_sha256, guesses):
+        found = _look_at(repo_id, "base")
+        if found is None or content_key(found[1]) != declared.weights_sha256:
+            continue
+        if holds_weights(found[0], declared):
+            return found[0]
+    return None
+
+
+def holds_weights(pinned: Pinned, declared: BaseIdentity) -> bool:
+    """Whether a repository holds a base's weights.
+
+    The Hub names the SHA-256 of each large file. Where these are not those of the files here, as
+    with other shards, the repository is downloaded and its tensors are hashed.
+
+    Raises:
+        HubError, ModelNotFoundError: If it cannot be read.
+    """
+    state = remote(Asked(pinned.repo_id, pinned.revision))
+    files = state.files if state else {}
+    theirs = {path: file.sha256 for path, file in files.items() if path.endswith(_WEIGHTS)}
+    with suppress(ModelNotFoundError):  # then only a download tells
+        here = find_base(replace(declared, repo_id=None), pinned.repo_id).path
+        if theirs == {path.name: _sha256(path) for path in here.glob(f"*{_WEIGHTS}")}:
+            return True
+    there = model_folder(f"{pinned.repo_id}@{pinned.revision}")
+    return there.base.weights_sha256 == declared.weights_sha256
+
+
+def _places(key: str, guesses: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*_noted().get(endpoint(), {}).get(key, []), *guesses]))
 
 
 def _look_at(repo_id: str, kind: str) -> tuple[Pinned, Manifest] | None:
@@ -100,22 +156,9 @@ def _look_at(repo_id: str, kind: str) -> tuple[Pinned, Manifest] | None:
     return Pinned(str(there.repo_id), there.revision, manifest_sha256(there.path)), read
 
 
-def _is_whole(pinned: Pinned, manifest: Manifest) -> bool:
-    """Whether the large files of a base on the Hub are those that its manifest lists.
-
-    They are not downloaded: the Hub names each one's SHA-256. Of the other kinds everything is
-    downloaded and checked where it is used.
-    """
-    if not isinstance(manifest, BaseManifest):
-        return True
-    state = remote(Asked(pinned.repo_id, pinned.revision))
-    weights = [entry for entry in manifest.files if entry.path.endswith(".safetensors")]
-    if state is None or not weights:
-        return False
-    return all(
-        entry.path in state.files and state.files[entry.path].sha256 == entry.sha256
-        for entry in weights
-    )
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _without_places(value: Any) -> Any:

@@ -9,21 +9,24 @@ if that is wanted, and reported.
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from morlaif_hub.errors import ArtifactError, HubError, MorlaifHubError
 from morlaif_hub.hub.access import Asked, endpoint, has_token
 from morlaif_hub.hub.artifact import CARD_NAME
-from morlaif_hub.hub.client import Resolved, fetch, parse_repository
+from morlaif_hub.hub.client import Resolved, fetch
 from morlaif_hub.hub.collections import Listed, gather
 from morlaif_hub.hub.manifest import (
+    MANIFEST_NAME,
     BankManifest,
+    BaseManifest,
     Manifest,
-    PreferenceModelManifest,
     read_manifest,
 )
 from morlaif_hub.hub.upload import (
+    Account,
     Remote,
     account,
     commit_folder,
@@ -34,10 +37,13 @@ from morlaif_hub.hub.upload import (
     remote,
     tag_version,
 )
+from morlaif_hub.publish.checks import Check
+from morlaif_hub.publish.links import Need
+from morlaif_hub.publish.names import subject
 from morlaif_hub.publish.plan import Change, PlannedFile, Published, PushPlan, Unwatched, Watch
 from morlaif_hub.publish.published import remember, repo_type
-from morlaif_hub.publish.release import Need, Release, staged_release
-from morlaif_hub.publish.verify import Check, verify_fetched
+from morlaif_hub.publish.release import Release, staged_release
+from morlaif_hub.publish.verify import verify_fetched
 
 
 def plan_push(
@@ -46,6 +52,7 @@ def plan_push(
     *,
     public: bool = False,
     base_repo: str | None = None,
+    create_pr: bool = False,
 ) -> PushPlan:
     """Return what a push would do, without changing anything; it needs no token.
 
@@ -55,16 +62,29 @@ def plan_push(
             token, when the Hub is not asked for anything.
         public: As for `push_to_hub`.
         base_repo: As for `push_to_hub`.
+        create_pr: As for `push_to_hub`.
 
     Raises:
-        MorlaifHubError: As `push_to_hub`, but for what is needed first: the plan names that.
+        MorlaifHubError: As `push_to_hub`, but for what the plan tells: what is needed first, and
+            why the push would be refused.
     """
-    owner = account().name if has_token() else None
+    me, refused = None, None
+    try:
+        me = account() if has_token() else None
+    except HubError as error:
+        refused = str(error)
+    owner = me.name if me else None
     with staged_release(Path(folder), repo_id, owner=owner, base_repo=base_repo) as release:
-        there = remote(_asked(release)) if owner else None
-        if there is not None:
-            _refuse_other_content(there, release.manifest)
-        return _plan(release, there, public=public, known=owner is not None)
+        there = None
+        if me is not None:
+            asked = _asked(release)
+            there = remote(asked)
+            try:
+                _refuse(release, there, me, public=public, create_pr=create_pr)
+            except HubError as error:
+                refused = str(error)
+        plan = _plan(release, there, public=public, known=me is not None)
+        return replace(plan, refused=refused)
 
 
 def push_to_hub(
@@ -100,14 +120,16 @@ def push_to_hub(
             what was sent.
     """
     watch = watch or Unwatched()
-    me = account()
-    with staged_release(Path(folder), repo_id, owner=me.name, base_repo=base_repo) as release:
-        asked = _asked(release)
-        there = _seen(release, asked, public=public, create_pr=create_pr)
+    me, source = account(), Path(folder)
+    with staged_release(source, repo_id, owner=me.name, base_repo=base_repo) as release:
+        there = remote(_asked(release))
+        _refuse(release, there, me, public=public, create_pr=create_pr)
         plan = _plan(release, there, public=public, known=True)
         _refuse_without(plan.needs)
         watch.step("checking it here first")
-        _prove(Resolved(release.folder, None, None))
+        checks = _prove(Resolved(release.folder, None, None), str(folder))
+        if create_pr and there is not None and there.differs(release.folder) == ([], []):
+            return _unchanged(release, there, plan, checks)
         if not watch.planned(plan):
             raise HubError(f"{release.repo_id}: stopped; nothing was published")
         return _publish(release, there, plan, create_pr=create_pr, watch=watch)
@@ -116,33 +138,24 @@ def push_to_hub(
 def _publish(
     release: Release, there: Remote | None, plan: PushPlan, *, create_pr: bool, watch: Watch
 ) -> Published:
-    asked, manifest = _asked(release), release.manifest
+    asked, title = _asked(release), _title(release.manifest)
     if there is None:
-        there = _created(release, asked, public=plan.public)
-    title = _title(manifest)
+        there = _created(release, public=plan.public)
     target = _again(open_pull_request(asked, title=title)) if create_pr else there
     watch.step(f"sending {plan.bytes / 1e6:,.1f} MB" if plan.bytes else "comparing what is there")
     commit = commit_folder(release.folder, target, message=title)
     watch.step("downloading it again, to compare and score it")
     checks = _prove_commit(release, asked._replace(revision=commit))
-    tag = None
+    tag = collection = None
     if not create_pr:
-        with _proved(release, "has no version tag"):
-            tag = tag_version(asked, commit)
-    collection = None
-    if isinstance(manifest, BankManifest) and not create_pr:
-        watch.step("gathering its parts in a Collection")
-        with _proved(release, "its Collection is not complete"):
-            collection = _gather(manifest, release.repo_id, public=plan.public)
-    if plan.public and there.private and not create_pr:
-        with _proved(release, "is still private"):
-            make_public(asked)
-    remember(manifest, release.repo_id)
+        tag, collection = _finish(release, there, commit, public=plan.public, watch=watch)
+    remember(release.manifest, release.repo_id)
+    request = str(target.asked.revision).rpartition("/")[2]
     return Published(
         repo_id=release.repo_id,
         commit=commit,
         tag=tag,
-        url=_address(asked),
+        url=_address(asked) + (f"/discussions/{request}" if create_pr else ""),
         public=plan.public if not create_pr else not there.private,
         new=commit != target.commit,
         checks=checks,
@@ -151,37 +164,85 @@ def _publish(
     )
 
 
+def _finish(
+    release: Release, there: Remote, commit: str, *, public: bool, watch: Watch
+) -> tuple[str, str | None]:
+    """Tag a proved commit, open it if that is wanted, and gather a bank's parts.
+
+    Returns:
+        The version, and the address of the Collection of a bank.
+    """
+    asked, collection = _asked(release), None
+    with _proved(release, "has no version tag"):
+        tag = tag_version(asked, commit)
+    if public and there.private:
+        with _proved(release, "is still private"):
+            make_public(asked)
+    if isinstance(release.manifest, BankManifest):
+        watch.step("gathering its parts in a Collection")
+        with _proved(release, "its Collection is not complete"):
+            collection = _gather(release.manifest, release.repo_id, public=public)
+    return tag, collection
+
+
+def _unchanged(
+    release: Release, there: Remote, plan: PushPlan, checks: tuple[Check, ...]
+) -> Published:
+    """Return what there is to say of a pull request that would change nothing."""
+    return Published(
+        repo_id=release.repo_id,
+        commit=there.commit,
+        tag=None,
+        url=_address(there.asked),
+        public=not there.private,
+        new=False,
+        checks=checks,
+        collection=None,
+        needs=plan.needs,
+    )
+
+
 def _asked(release: Release) -> Asked:
-    asked = parse_repository(release.repo_id, repo_type(release.manifest.kind))
-    if asked.revision is not None:
-        raise HubError(f"{asked.name}: a push goes to the main branch; leave out @{asked.revision}")
-    return asked
+    return Asked(release.repo_id, None, repo_type(release.manifest.kind))
 
 
-def _seen(release: Release, asked: Asked, *, public: bool, create_pr: bool) -> Remote | None:
-    """Return the repository as it is, after checking that this may be pushed to it."""
-    there = remote(asked)
-    if there is None:
-        if create_pr:
-            raise HubError(
-                f"{release.repo_id} is not on the Hub, so there is nothing to open a pull request "
-                "on; leave out --create-pr"
-            )
-        return None
-    _refuse_other_content(there, release.manifest)
-    if not there.private and not public and not create_pr:
+def _refuse(
+    release: Release, there: Remote | None, me: Account, *, public: bool, create_pr: bool
+) -> None:
+    """Refuse, before anything is sent, what must not be published to a repository as it is."""
+    owner = release.repo_id.partition("/")[0]
+    if there is None and create_pr:
         raise HubError(
-            f"{release.repo_id} is public, and a push is private unless you say otherwise: add "
+            f"{release.repo_id} is not on the Hub, so there is nothing to open a pull request on; "
+            "leave out --create-pr"
+        )
+    if there is None:
+        if owner not in (me.name, *me.organizations):
+            raise HubError(
+                f"nothing was published: {owner} is neither your account ({me.name}) nor an "
+                "organization that you are in; choose another --repo-id"
+            )
+        return
+    _refuse_other_content(there, release.manifest)
+    _refuse_public(there, public=public or create_pr)
+
+
+def _refuse_public(there: Remote, *, public: bool) -> None:
+    if not there.private and not public:
+        raise HubError(
+            f"{there.asked.repo_id} is public, and a push is private unless you say otherwise: add "
             "--public, or choose another --repo-id"
         )
-    return there
 
 
-def _created(release: Release, asked: Asked, *, public: bool) -> Remote:
+def _created(release: Release, *, public: bool) -> Remote:
     """Create the repository and return it, looked at again: somebody else may have been faster."""
+    asked = _asked(release)
     create_repository(asked)
-    there = _seen(release, asked, public=public, create_pr=False)
-    return _again(asked) if there is None else there
+    there = _again(asked)
+    _refuse_other_content(there, release.manifest)
+    _refuse_public(there, public=public)
+    return there
 
 
 def _refuse_other_content(there: Remote, manifest: Manifest) -> None:
@@ -193,7 +254,7 @@ def _refuse_other_content(there: Remote, manifest: Manifest) -> None:
         found = fetch(
             f"{asked.repo_id}@{there.commit}",
             repo_type=asked.repo_type,
-            allow_patterns=["morlaif.json"],
+            allow_patterns=[MANIFEST_NAME],
             quiet=True,
         )
         kept = read_manifest(found.path, type(manifest), where=asked.repo_id)
@@ -204,11 +265,10 @@ def _refuse_other_content(there: Remote, manifest: Manifest) -> None:
             f"{asked.repo_id} holds something else than a {manifest.kind} of ours ({error}), "
             "which is not written over; choose another --repo-id"
         ) from error
-    names = [m.principle.name for m in (kept, manifest) if isinstance(m, PreferenceModelManifest)]
-    if len(set(names)) > 1:
+    if subject(kept) != subject(manifest):
         raise HubError(
-            f"{asked.repo_id} holds the preference model of {names[0]!r}, which is not written "
-            f"over with that of {names[1]!r}; choose another --repo-id"
+            f"{asked.repo_id} holds the {manifest.kind} of {subject(kept)!r}, which is not written "
+            f"over with that of {subject(manifest)!r}; choose another --repo-id"
         )
 
 
@@ -251,14 +311,13 @@ def _plan(release: Release, there: Remote | None, *, public: bool, known: bool) 
     )
 
 
-def _prove(found: Resolved) -> tuple[Check, ...]:
+def _prove(found: Resolved, label: str) -> tuple[Check, ...]:
     """Check an artifact's claims, but for those that take its data; refuse one that fails."""
-    verification = verify_fetched(found, deep=False)
+    verification = verify_fetched(found, deep=False, label=label)
     failed = [check for check in verification.checks if check.verdict == "fails"]
     if failed:
         raise ArtifactError(
-            f"{found.label}: {failed[0].claim}: claimed {failed[0].stated}, measured "
-            f"{failed[0].measured}"
+            f"{label}: {failed[0].claim}: claimed {failed[0].stated}, measured {failed[0].measured}"
         )
     return verification.checks
 
@@ -270,7 +329,7 @@ def _prove_commit(release: Release, asked: Asked) -> tuple[Check, ...]:
         try:
             found = fetch(asked.name, repo_type=asked.repo_type, cache=Path(scratch), quiet=True)
             _compare(release.folder, found)
-            return _prove(found)
+            return _prove(found, found.label)
         except MorlaifHubError as error:
             kind = ArtifactError if isinstance(error, ArtifactError) else HubError
             raise kind(
@@ -324,10 +383,8 @@ def _proved(release: Release, missing: str) -> Iterator[None]:
 
 def _title(manifest: Manifest) -> str:
     """Return the commit's title."""
-    name = getattr(manifest, "name", None)
-    if isinstance(manifest, PreferenceModelManifest):
-        name = manifest.principle.name
-    return f"Publish a {manifest.kind}" + (f": {name}" if name else "")
+    about = "" if isinstance(manifest, BaseManifest) else f": {subject(manifest)}"
+    return f"Publish a {manifest.kind}{about}"
 
 
 def _address(asked: Asked) -> str:
