@@ -6,11 +6,12 @@ VENV ?= .venv
 EXTRAS ?= demo,serve,dev
 QUICKSTART_OPTIONS ?=
 PYTEST_OPTIONS ?=
+WORKSPACE ?= morlaif
 
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: help setup quickstart test test-slow lint types docs clean
+.PHONY: help setup quickstart test test-slow lint types docs cards clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -44,6 +45,9 @@ types: $(INSTALLED) ## check types
 
 docs: $(INSTALLED) ## write docs/cli.md from the commands' --help
 	@"$(BIN)/python" docs/generate_cli.py
+
+cards: $(INSTALLED) ## fill model_cards/ and dataset_cards/ from a quickstart's workspace
+	@"$(BIN)/python" docs/collect_cards.py $(WORKSPACE)
 
 clean: ## remove what set-up, builds and tools left here; never a workspace
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

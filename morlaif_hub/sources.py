@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
 
 from morlaif_hub.errors import DataError, MissingColumnError
+from morlaif_hub.hub.remote_files import file_sha256
 
 Split = Literal["train", "test"]
 OnBad = Callable[[str], None]
@@ -97,7 +98,7 @@ def source_sha256(source: Source) -> str:
     Raises:
         DataError: If there is no such file or folder, or it holds no data.
     """
-    digests = {file.path: _sha256(file.path) for file in data_files(source)}
+    digests = {file.path: file_sha256(file.path) for file in data_files(source)}
     if source.path.is_file():
         return digests[source.path]
     listed = "".join(
@@ -105,11 +106,6 @@ def source_sha256(source: Source) -> str:
         for path, digest in digests.items()
     )
     return hashlib.sha256(listed.encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _NOT_ROWS = frozenset(

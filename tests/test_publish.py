@@ -435,6 +435,7 @@ def test_a_claim_that_is_off_fails(fields: dict[str, Any], claim: str, made: Mad
     assert [c for c, verdict in verdicts(verify(folder)).items() if verdict == "fails"] == [claim]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ann")
 @pytest.mark.parametrize(
     "field", ["accuracy", "interval", "length_baseline", "temperature", "mean"]
@@ -521,6 +522,7 @@ def test_a_strangers_claims_hold_or_fail_one_by_one(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["base", "feedback detail", "bank", "policy"])
 @pytest.mark.usefixtures("ann")
 def test_every_kind_can_be_verified(name: str, made: Made) -> None:

@@ -29,7 +29,7 @@ from morlaif_hub.hub.manifest import (
     parse_manifest,
     read_manifest,
 )
-from morlaif_hub.hub.remote_files import REMOVED_SAID, refuse_damaged
+from morlaif_hub.hub.remote_files import REMOVED_SAID, file_sha256, refuse_damaged
 
 CARD_NAME = "README.md"
 POINTER_SAID = "only a Git LFS pointer to the file, not the file; get the folder again with LFS"
@@ -116,7 +116,7 @@ def seal(folder: Path, manifest: M) -> M:
         WorkspaceError: If the folder cannot be written.
     """
     entries = tuple(
-        FileEntry(path=path, size=(folder / path).stat().st_size, sha256=_sha256(folder / path))
+        FileEntry(path=path, size=(folder / path).stat().st_size, sha256=file_sha256(folder / path))
         for path in _files(folder, str(folder))
         if path not in (MANIFEST_NAME, CARD_NAME)
     )
@@ -301,7 +301,7 @@ def _check(folder: Path, entry: FileEntry, where: str) -> None:
             f"{where}: {entry.path}: has {size} bytes, where {MANIFEST_NAME} says {entry.size}; "
             f"{_next_step(folder, path)}"
         )
-    if _sha256(path) != entry.sha256:
+    if file_sha256(path) != entry.sha256:
         raise ArtifactError(
             f"{where}: {entry.path}: its bytes are not those that {MANIFEST_NAME} lists (SHA-256 "
             f"differs); {_next_step(folder, path)}"
@@ -316,11 +316,6 @@ def _next_step(folder: Path, path: Path) -> str:
     for copy in (path.resolve(), blob, path):  # what came over Xet is two links away
         copy.unlink(missing_ok=True)
     return REMOVED_SAID
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Tensor(NamedTuple):

@@ -28,8 +28,14 @@ class RemoteFile(NamedTuple):
         if path.stat().st_size != self.size:
             return False
         if self.sha256 is not None:
-            return _sha256(path) == self.sha256
+            return file_sha256(path) == self.sha256
         return _git_oid(path) == self.git_oid
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def listed_files(entries: Iterable[object]) -> dict[str, RemoteFile]:
@@ -123,7 +129,7 @@ def _is_cached(link: Path, folder: Path) -> bool:
 def _is_what_it_should_be(link: Path) -> bool:
     name = link.readlink().name
     if _SHA256.fullmatch(name):
-        return _sha256(link) == name
+        return file_sha256(link) == name
     return not _GIT_OID.fullmatch(name) or _git_oid(link) == name
 
 
@@ -133,11 +139,6 @@ def _remove(link: Path) -> None:
         copies.append(copies[-1].parent.resolve() / copies[-1].readlink())
     for copy in reversed(copies):
         copy.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _git_oid(path: Path) -> str:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from morlaif_hub.bank.bank import find_base
@@ -29,6 +28,7 @@ from morlaif_hub.hub.manifest import (
     read_manifest,
     to_plain,
 )
+from morlaif_hub.hub.remote_files import file_sha256
 from morlaif_hub.hub.upload import remote
 from morlaif_hub.models.language_model import model_folder
 from morlaif_hub.workspace import write_text
@@ -133,7 +133,7 @@ def holds_weights(pinned: Pinned, declared: BaseIdentity) -> bool:
     theirs = {path: file.sha256 for path, file in files.items() if path.endswith(_WEIGHTS)}
     with suppress(ModelNotFoundError):  # then only a download tells
         here = find_base(replace(declared, repo_id=None), pinned.repo_id).path
-        if theirs == {path.name: _sha256(path) for path in here.glob(f"*{_WEIGHTS}")}:
+        if theirs == {path.name: file_sha256(path) for path in here.glob(f"*{_WEIGHTS}")}:
             return True
     there = model_folder(f"{pinned.repo_id}@{pinned.revision}")
     return there.base.weights_sha256 == declared.weights_sha256
@@ -154,11 +154,6 @@ def _look_at(repo_id: str, kind: str) -> tuple[Pinned, Manifest] | None:
     except (ModelNotFoundError, DataError, ManifestError):
         return None
     return Pinned(str(there.repo_id), there.revision, manifest_sha256(there.path)), read
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _without_places(value: Any) -> Any:

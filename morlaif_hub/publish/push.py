@@ -6,7 +6,6 @@ into an empty folder, compared byte for byte and checked again; only then is it 
 if that is wanted, and reported.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +24,7 @@ from morlaif_hub.hub.manifest import (
     Manifest,
     read_manifest,
 )
+from morlaif_hub.hub.remote_files import file_sha256
 from morlaif_hub.hub.upload import (
     Account,
     Remote,
@@ -341,13 +341,8 @@ def _prove_commit(release: Release, asked: Asked) -> tuple[Check, ...]:
 def _compare(sent: Path, found: Resolved) -> None:
     for path in folder_files(sent):
         back = found.path / path
-        if not back.is_file() or _sha256(back) != _sha256(sent / path):
+        if not back.is_file() or file_sha256(back) != file_sha256(sent / path):
             raise ArtifactError(f"{path} came back from the Hub with other bytes, or not at all")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _again(asked: Asked) -> Remote:
