@@ -24,7 +24,7 @@ from morlaif_hub import PMBank
 from morlaif_hub.bank.artifact import write_bank
 from morlaif_hub.bank.bank import find_base
 from morlaif_hub.bank.engine import quiet_loading
-from morlaif_hub.errors import HubError, ModelNotFoundError, MorlaifHubError
+from morlaif_hub.errors import HubError, ModelNotFoundError, MorlaifHubError, OptionError
 from morlaif_hub.hub.manifest import manifest_sha256
 from morlaif_hub.models.language_model import base_identity, load_tokenizer
 from tests.hub_server import LoopbackHub
@@ -192,11 +192,27 @@ SOURCES: dict[str, tuple[Callable[[Shelf], Any], tuple[str, ...]]] = {
     "a bank": (lambda _: "ann/bank", BANK),
     "a bank at a commit": (lambda s: f"ann/bank@{s.commits['bank']}", BANK),
     "a Collection": (lambda s: s.slug, ("toxicity", "detail", "conciseness")),
+    "a list with a Collection in it": (  # as the command line gives it
+        lambda s: ["ann/empathy", s.slug],
+        ("empathy", "toxicity", "detail", "conciseness"),
+    ),
     "a Collection's address": (
         lambda s: f"{s.hub.url}/collections/{s.slug}",
         ("toxicity", "detail", "conciseness"),
     ),
 }
+
+
+def test_a_folder_that_is_called_like_a_collection_is_a_folder(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = shelf.slug.rpartition("/")[2]
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    shelf.hub.clear_log()
+    with pytest.raises(OptionError, match=rf"\./{name} has no morlaif\.json"):
+        PMBank.from_pretrained(f"./{name}")
+    assert shelf.hub.log == []
 
 
 @pytest.mark.parametrize("name", SOURCES)

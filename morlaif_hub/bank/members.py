@@ -13,7 +13,7 @@ from pathlib import Path
 from morlaif_hub.bank.adapter_config import ADAPTER_CONFIG
 from morlaif_hub.errors import ArtifactError, OptionError
 from morlaif_hub.hub.artifact import open_artifact
-from morlaif_hub.hub.client import Progress, Resolved, fetch_all, repository_files
+from morlaif_hub.hub.client import Progress, Resolved, fetch_all, is_local, repository_files
 from morlaif_hub.hub.collections import collection_items, collection_slug
 from morlaif_hub.hub.manifest import (
     MANIFEST_NAME,
@@ -87,10 +87,13 @@ def _named(sources: Sources) -> list[tuple[str | None, str | Path]]:
     """Return each source with the name of its objective, where one is given."""
     if isinstance(sources, Mapping):
         return list(sources.items())
-    if isinstance(sources, str | Path):
-        slug = collection_slug(sources) if isinstance(sources, str) else None
-        return [(None, source) for source in (_in_collection(slug) if slug else [sources])]
-    return [(None, source) for source in sources]
+    given = [sources] if isinstance(sources, str | Path) else sources
+    named: list[tuple[str | None, str | Path]] = []
+    for source in given:
+        # A folder of this machine may be called like a Collection.
+        slug = None if is_local(source) else collection_slug(str(source))
+        named += [(None, found) for found in (_in_collection(slug) if slug else [source])]
+    return named
 
 
 def _in_collection(slug: str) -> list[str]:

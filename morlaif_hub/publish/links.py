@@ -151,7 +151,8 @@ class Links:
     def _dataset(self, manifest: PreferenceModelManifest) -> DatasetReference:
         dataset, name = manifest.dataset, manifest.principle.name
         if dataset.repo_id is not None:
-            asked = Asked(dataset.repo_id, repo_type="dataset")
+            repo_id = "/".join(dataset.repo_id.split("/")[:2])  # without a folder in it
+            asked = Asked(repo_id, repo_type="dataset")
             self.parts.append(Part("its data", asked, "open it in its settings on the Hub", False))
             return dataset
         if manifest.training.labels == "human":
