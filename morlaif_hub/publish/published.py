@@ -8,10 +8,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from morlaif_hub.bank.bank import find_base
 from morlaif_hub.errors import DataError, ManifestError, ModelNotFoundError, WorkspaceError
 from morlaif_hub.feedback.dataset import data_sha256
 from morlaif_hub.hub.access import Asked, RepoType, endpoint
@@ -30,7 +29,8 @@ from morlaif_hub.hub.manifest import (
 )
 from morlaif_hub.hub.remote_files import file_sha256
 from morlaif_hub.hub.upload import remote
-from morlaif_hub.models.language_model import model_folder
+from morlaif_hub.models.embedded import embedded_at_hand
+from morlaif_hub.models.language_model import known_base, model_folder
 from morlaif_hub.workspace import write_text
 
 REMEMBERED = "published.json"
@@ -131,12 +131,20 @@ def holds_weights(pinned: Pinned, declared: BaseIdentity) -> bool:
     state = remote(Asked(pinned.repo_id, pinned.revision))
     files = state.files if state else {}
     theirs = {path: file.sha256 for path, file in files.items() if path.endswith(_WEIGHTS)}
-    with suppress(ModelNotFoundError):  # then only a download tells
-        here = find_base(replace(declared, repo_id=None), pinned.repo_id).path
-        if theirs == {path.name: file_sha256(path) for path in here.glob(f"*{_WEIGHTS}")}:
-            return True
+    here = _here(declared)
+    if here and theirs == {path.name: file_sha256(path) for path in here.glob(f"*{_WEIGHTS}")}:
+        return True
     there = model_folder(f"{pinned.repo_id}@{pinned.revision}")
     return there.base.weights_sha256 == declared.weights_sha256
+
+
+def _here(declared: BaseIdentity) -> Path | None:
+    """Return the folder of a base on this machine; None if it is not here."""
+    found = known_base(declared.weights_sha256)
+    if found is None and embedded_at_hand(declared.source):
+        found = model_folder(None)
+    same = found is not None and found.base.weights_sha256 == declared.weights_sha256
+    return found.path if found and same else None
 
 
 def _places(key: str, guesses: Iterable[str]) -> list[str]:
