@@ -417,6 +417,7 @@ print(json.dumps({"repos": repos, "plain": plain, "bank": bank[:, 0].tolist(), "
 """
 
 
+@pytest.mark.slow
 def test_all_of_it_goes_over_xet_too(shelf: Shelf, tmp_path: Path) -> None:
     """In a process of its own, since Xet's library keeps state for the whole process."""
     workspace, hub = shelf.made.workspace, shelf.hub

@@ -415,6 +415,7 @@ def test_a_judges_folder_is_not_told(made: Made) -> None:
 # What others claim.
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ann")
 @pytest.mark.parametrize(
     ("fields", "claim"),
