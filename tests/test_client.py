@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from morlaif_hub.errors import ArtifactError, DataError, ModelNotFoundError
+from morlaif_hub.hub.access import Asked, patiently
 from morlaif_hub.hub.artifact import open_artifact, seal, stage
 from morlaif_hub.hub.client import Resolved, fetch, without_telemetry
 from morlaif_hub.hub.manifest import PreferenceModelManifest
@@ -379,3 +380,13 @@ def test_telemetry_is_off_within_and_as_the_user_chose_after(
     with pytest.raises(RuntimeError, match="stop"):
         fail_inside()
     assert chosen == constants.HF_HUB_DISABLE_TELEMETRY
+
+
+def test_a_fault_of_this_program_keeps_its_traceback() -> None:
+    """It must not be told as a connection that failed."""
+
+    def ask() -> None:
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        patiently(Asked("ann/pm"), ask)

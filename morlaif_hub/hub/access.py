@@ -115,11 +115,23 @@ def patiently(asked: Asked, ask: Callable[[], T]) -> T:
         try:
             return within(PATIENCE, ask)
         except Exception as error:
+            if not is_the_hubs(error):
+                raise
             pause = _pause_after(error, number)
             if pause is None or number == TRIES - 1 or monotonic() - start > ENOUGH:
                 raise refusal(asked, error) from error
             sleep(pause)
     raise AssertionError("the last try returns or raises")
+
+
+def is_the_hubs(error: BaseException) -> bool:
+    """Whether an error comes from the way to the Hub, not from a fault in this program."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its own httpx
+
+    # A RuntimeError is hf_xet's; a ValueError is an answer that is not JSON, or a refused card.
+    theirs = HfHubHTTPError | httpx.TransportError | OSError | RuntimeError | ValueError
+    return isinstance(error, theirs)
 
 
 def is_passing(error: BaseException) -> bool:

@@ -26,6 +26,7 @@ from morlaif_hub.hub.access import (
     RepoType,
     ask_once,
     is_passing,
+    is_the_hubs,
     refusal,
 )
 from morlaif_hub.hub.remote_files import note_commit, remove_damaged
@@ -107,7 +108,7 @@ def fetch(
     except MorlaifHubError:
         raise
     except Exception as error:
-        if not _is_the_hubs(error):
+        if not is_the_hubs(error):
             raise
         raise refusal(wanted.asked, error) from error
     if not folder.is_dir():
@@ -237,15 +238,6 @@ def _existing(path: Path, repo_type: RepoType) -> Path:
     if full.exists():  # a link to a file keeps its name, whose ending says what it is
         return full.parent.resolve() / full.name
     raise NOT_FOUND[repo_type](f"{path}: no such file or folder")
-
-
-def _is_the_hubs(error: Exception) -> bool:
-    """Whether an error comes from the way to the Hub, not from a fault in this program."""
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its own httpx
-
-    # A RuntimeError is hf_xet's.
-    return isinstance(error, HfHubHTTPError | httpx.TransportError | OSError | RuntimeError)
 
 
 def _download(wanted: _Wanted) -> Path:

@@ -30,6 +30,7 @@ from morlaif_hub.hub.access import (
     endpoint,
     has_token,
     is_passing,
+    is_the_hubs,
     patiently,
     refusal,
     within,
@@ -226,6 +227,8 @@ def commit_folder(folder: Path, target: Remote, *, message: str) -> str:
         try:
             return within(seconds, send)
         except Exception as error:
+            if not is_the_hubs(error):
+                raise
             if not _may_have_landed(error):
                 raise _not_published(target.asked, error) from error
             if (landed := _landed(folder, target, error)) is not None:
