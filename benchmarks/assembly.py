@@ -25,7 +25,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 
 from morlaif_hub.bank.bank import load_bank
-from morlaif_hub.bank.engine import load_classifier
+from morlaif_hub.bank.classifier import load_classifier
 from morlaif_hub.bank.golden import golden_sequences
 from morlaif_hub.bank.trunk import layer_list
 from morlaif_hub.cli.command import Report, command

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from morlaif_hub.bank.adapters import AdapterFiles, check_adapter
 from morlaif_hub.bank.bank import find_base
-from morlaif_hub.bank.engine import Engine, load_classifier
+from morlaif_hub.bank.classifier import load_classifier
+from morlaif_hub.bank.engine import Engine
 from morlaif_hub.bank.golden import golden_sequences
 from morlaif_hub.cli.command import Report, command
 from morlaif_hub.cli.tables import paragraphs, table, wrapped

@@ -473,13 +473,13 @@ def test_a_pickle_is_refused(base: Path, pm: Path) -> None:
         PMBank.from_pretrained({"toxicity": pm}, base=base)
 
 
-def test_scores_that_are_not_finite_name_the_objective(base: Path, pm: Path) -> None:
+def test_weights_that_are_not_finite_are_named(base: Path, pm: Path) -> None:
     weights = load_file(pm / "adapter_model.safetensors")
     head = next(k for k in weights if k.endswith("score.weight"))
     weights[head][0, 0] = float("nan")
     save_file(weights, pm / "adapter_model.safetensors")
     _reseal(pm)
-    with pytest.raises(ScoreError, match=r"toxicity.*nan"):
+    with pytest.raises(ArtifactError, match=r"pm: adapter_model\.safetensors: .*score.* has NaN"):
         PMBank.from_pretrained(pm, base=base)
 
 

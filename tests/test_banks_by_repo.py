@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification
 from morlaif_hub import PMBank
 from morlaif_hub.bank.artifact import write_bank
 from morlaif_hub.bank.bank import find_base
-from morlaif_hub.bank.engine import quiet_loading
+from morlaif_hub.bank.classifier import quiet_loading
 from morlaif_hub.errors import HubError, ModelNotFoundError, MorlaifHubError, OptionError
 from morlaif_hub.hub.manifest import manifest_sha256
 from morlaif_hub.models.language_model import base_identity, load_tokenizer

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from morlaif_hub.bank.bank import PMBank
-from morlaif_hub.bank.engine import load_classifier
+from morlaif_hub.bank.classifier import load_classifier
 from morlaif_hub.comparisons import Comparison
 from morlaif_hub.errors import OptionError, TrainingError
 from morlaif_hub.hub.artifact import open_artifact

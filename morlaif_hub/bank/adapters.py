@@ -89,6 +89,7 @@ def put_on(model: Any, slot: str, files: AdapterFiles, *, autocast: bool = False
 
     Raises:
         BaseMismatchError: If its tensors are not those that this model takes.
+        ArtifactError: If a value of them is not a finite number.
     """
     try:
         with warnings.catch_warnings():
@@ -100,7 +101,7 @@ def put_on(model: Any, slot: str, files: AdapterFiles, *, autocast: bool = False
                     model, files.folder, slot, autocast_adapter_dtype=autocast
                 )
             check_fits(model, slot, files)
-    except BaseMismatchError:
+    except ArtifactError:
         raise
     except Exception as error:  # a stranger's configuration can make PEFT fail in any way
         missing = "it has no tensor " if isinstance(error, KeyError) else ""
@@ -123,6 +124,7 @@ def check_fits(model: Any, slot: str, files: AdapterFiles) -> None:
 
     Raises:
         BaseMismatchError: If a tensor is on one side only, or of another shape.
+        ArtifactError: If a value is not a finite number.
     """
     # Whether whole embeddings are kept as well is not left to PEFT, which would ask the Hub for the
     # newest configuration of the base to find out.
@@ -133,6 +135,11 @@ def check_fits(model: Any, slot: str, files: AdapterFiles) -> None:
         )
         expected = {(key, tuple(tensor.shape)) for key, tensor in taken.items()}
         differences.append(expected ^ set(files.shapes.items()))
+    for key, tensor in taken.items():
+        if not bool(tensor.isfinite().all()):
+            raise ArtifactError(
+                f"{files.where}: {ADAPTER_WEIGHTS}: {key} has NaN or infinite values"
+            )
     fewest = min(differences, key=len)
     if not fewest:
         return

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from morlaif_hub.bank.adapters import ADAPTER_WEIGHTS, AdapterFiles, check_adapter
-from morlaif_hub.bank.engine import Engine, Loaded, load_with_gaps
+from morlaif_hub.bank.classifier import Loaded, load_with_gaps
+from morlaif_hub.bank.engine import Engine
+from morlaif_hub.bank.in_place import HEADS
 from morlaif_hub.bank.members import Member
-from morlaif_hub.bank.trunk import HEADS
 from morlaif_hub.errors import ArtifactError, HeadError
 from morlaif_hub.hub.manifest import MANIFEST_NAME, InputFormat
 from morlaif_hub.models.language_model import (

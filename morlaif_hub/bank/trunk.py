@@ -14,10 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
-
-HEADS = ("score", "classifier")
 
 
 class _Reached(Exception):
@@ -28,29 +25,15 @@ class _Reached(Exception):
 
 
 def layer_list(model: Any) -> nn.ModuleList | None:
-    """Return the list of a model's layers, or None where there is not exactly one."""
-    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    return lists[0] if len(lists) == 1 else None
+    """Return the list of a model's layers, or None where there is not exactly one.
 
-
-def first_adapted_layer(model: Any) -> int:
-    """Return the index of the first layer that an adapter changes; 0 if it changes what is outside.
-
-    An adapter outside the layers, such as one on the embeddings, leaves no trunk to share. Only
-    the head, which comes after all layers, does not count.
+    Lists inside of lists, such as a layer's experts, do not count.
     """
-    layers = layer_list(model)
-    if layers is None:
-        return 0
-    inside = {id(m): i for i, layer in enumerate(layers) for m in layer.modules()}
-    adapted = [
-        inside.get(id(module), 0)
-        for name, module in model.named_modules()
-        if hasattr(module, "lora_A")
-        or (isinstance(module, ModulesToSaveWrapper) and not name.endswith(HEADS))
-    ]
-    return min(adapted, default=len(layers) - 1)
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    nested = {inner for outer in lists for inner in outer.modules() if inner is not outer}
+    found = [m for m in lists if len(m) == depth and m not in nested]
+    return found[0] if len(found) == 1 else None
 
 
 class SharedTrunk:

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from morlaif_hub.bank.adapters import check_adapter
-from morlaif_hub.bank.engine import Engine, load_classifier
+from morlaif_hub.bank.classifier import load_classifier
+from morlaif_hub.bank.engine import Engine
 from morlaif_hub.bank.golden import golden_sequences
 from morlaif_hub.comparisons import Comparison
 from morlaif_hub.figures import calibration_curve, png, score_histogram

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from morlaif_hub.bank.adapters import save_adapter
-from morlaif_hub.bank.engine import load_classifier
+from morlaif_hub.bank.classifier import load_classifier
 from morlaif_hub.bank.trunk import layer_list
 from morlaif_hub.errors import OptionError, TrainingError
 from morlaif_hub.hub.artifact import stage

@@ -1,0 +1,276 @@
+"""Attention over a row of packed texts, exact for each text.
+
+transformers builds a mask from a rule: may the token at position q see the one at position k? The
+rule covers what a model is built like (causal, sliding window, chunks, both ways). The engine takes
+the rule itself from transformers, asks it about the positions in each text, and lets every node of
+the layout see the keys of its own path, so that no mask of the whole row is ever made.
+
+Source:
+    https://huggingface.co/docs/transformers/attention_interface (own attention and mask functions).
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from morlaif_hub.bank.layout import Layout, Slices
+
+PACKED, ASKING = "morlaif_packed", "morlaif_asking"
+"""Names of attention implementations: to compute, and to find out each layer's rule."""
+
+# Told to attention functions, but either covered by the rule or without a meaning here.
+_HARMLESS = {
+    "cache_position", "cu_seq_lens_k", "cu_seq_lens_q", "deterministic", "dropout", "is_causal",
+    "max_length_k", "max_length_q", "output_attentions", "output_hidden_states", "position_ids",
+    "return_dict", "sliding_window", "use_cache",
+}  # fmt: skip
+
+
+class NotPackableError(Exception):
+    """A model whose texts cannot be packed; says why, for whoever falls back."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """Who sees whom in one text.
+
+    Attributes:
+        function: As in transformers: (batch, head, query position, key position) to bool; tensors
+            of positions give a tensor.
+    """
+
+    function: Callable[..., Any]
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token sees a later one."""
+        return not bool(self.allowed(range(0, 1), 2)[0, 1])
+
+    def allowed(self, queries: range, keys: int) -> Tensor:
+        """Return which of the first so many positions each query position sees.
+
+        Returns:
+            bool, shape (queries, keys).
+        """
+        q = torch.arange(queries.start, queries.stop)[:, None]
+        k = torch.arange(keys)[None, :]
+        seen = torch.as_tensor(self.function(torch.tensor(0), torch.tensor(0), q, k))
+        return seen.expand(len(queries), keys)
+
+
+class Attending(Protocol):
+    """What a forward pass of a packed row asks for attention."""
+
+    def attend(
+        self,
+        module: nn.Module,
+        states: tuple[Tensor, Tensor, Tensor],
+        scaling: float | None,
+        more: dict[str, Any],
+    ) -> Tensor:
+        """Return the attended values, shape (batch, tokens, heads, width)."""
+
+
+_running: ContextVar[Attending] = ContextVar("running")
+
+
+def _packed(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    more = {name: v for name, v in more.items() if v is not None and name not in _HARMLESS}
+    if attention_mask is not None:
+        more["attention_mask"] = attention_mask
+    return _running.get().attend(module, (query, key, value), scaling, more), None
+
+
+def _rule_as_mask(mask_function: Callable[..., Any], **_sizes: Any) -> Rule:
+    return Rule(mask_function)
+
+
+ALL_ATTENTION_FUNCTIONS.register(PACKED, _packed)  # has no mask function, so no mask is made
+ALL_ATTENTION_FUNCTIONS.register(ASKING, _packed)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ASKING, _rule_as_mask)
+
+
+@contextmanager
+def attended_by(attending: Attending, configs: Sequence[Any], name: str) -> Iterator[None]:
+    """Within this context the models of these configurations ask `attending` for attention."""
+    before = [config._attn_implementation_internal for config in configs]
+    token = _running.set(attending)
+    for config in configs:
+        config._attn_implementation_internal = name
+    try:
+        yield
+    finally:
+        _running.reset(token)
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation
+
+
+class RowAttention(Protocol):
+    """Attention over one row."""
+
+    def of_row(self, rule: Rule, states: tuple[Tensor, Tensor, Tensor], call: "Call") -> Tensor:
+        """Return attention for every token, shape (1, tokens, heads, width)."""
+
+    def of_reads(
+        self, rule: Rule, query: Tensor, keys_and_values: tuple[Tensor, Tensor], call: "Call"
+    ) -> Tensor:
+        """Return attention of one query for each text, shape (1, texts, heads, width)."""
+
+
+class SegmentAttention:
+    """Attention of each node to its path, one after the other.
+
+    Args:
+        layout: The row.
+        dtype: Of the states.
+        device: Of the states.
+    """
+
+    def __init__(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> None:
+        self._layout = layout
+        self._dtype, self._device = dtype, device
+        self._masks: dict[tuple[Rule, int, int], _Mask] = {}
+
+    def of_row(self, rule: Rule, states: tuple[Tensor, Tensor, Tensor], call: "Call") -> Tensor:
+        """Return attention for every token, shape (1, tokens, heads, width)."""
+        query, key, value = states
+        found = [
+            call(
+                query[:, :, node.start : node.end],
+                taken(key, node.path),
+                taken(value, node.path),
+                self._mask(rule, node.position, node.end - node.start),
+            )
+            for node in self._layout.nodes
+        ]
+        return torch.cat(found, dim=1)
+
+    def of_reads(
+        self, rule: Rule, query: Tensor, keys_and_values: tuple[Tensor, Tensor], call: "Call"
+    ) -> Tensor:
+        """Return attention of one query for each text, shape (1, texts, heads, width).
+
+        Args:
+            rule: Of the layer.
+            query: Shape (1, heads, texts, width).
+            keys_and_values: Of the whole row, each shape (1, heads, tokens, width).
+            call: Computes it.
+        """
+        key, value = keys_and_values
+        found = []
+        for i, read in enumerate(self._layout.reads):
+            keys = sum(end - start for start, end in read.path)
+            mask = self._mask(rule, read.position, 1, keys)
+            path = read.path
+            found.append(call(query[:, :, i : i + 1], taken(key, path), taken(value, path), mask))
+        return torch.cat(found, dim=1)
+
+    def _mask(self, rule: Rule, position: int, queries: int, keys: int | None = None) -> "_Mask":
+        keys = position + queries if keys is None else keys
+        known = self._masks.get((rule, position, keys))
+        if known is None or known.queries != queries:
+            known = self._made(rule, range(position, position + queries), keys)
+            self._masks[rule, position, keys] = known
+        return known
+
+    def _made(self, rule: Rule, queries: range, keys: int) -> "_Mask":
+        square = len(queries) == keys
+        if square and rule.function is causal_mask_function:
+            return _Mask(len(queries), causal=keys > 1, added=None)
+        seen = rule.allowed(queries, keys)
+        if bool(seen.all()):
+            return _Mask(len(queries), causal=False, added=None)
+        if square and torch.equal(seen, torch.ones_like(seen).tril()):
+            return _Mask(len(queries), causal=True, added=None)
+        added = _additive(seen, self._dtype).to(self._device)
+        return _Mask(len(queries), causal=False, added=added)
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """What a query may see: what `added` says, else all or, if `causal`, what is not later."""
+
+    queries: int
+    causal: bool
+    added: Tensor | None
+
+    def dense(self, keys: int, like: Tensor) -> Tensor | None:
+        """Return it as a tensor to be added to the scores; None if everything is seen."""
+        if self.added is None and self.causal:
+            seen = torch.ones(self.queries, keys, dtype=torch.bool).tril()
+            return _additive(seen, like.dtype).to(like.device)
+        return self.added
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    hidden = torch.tensor(torch.finfo(dtype).min, dtype=dtype)
+    return torch.where(seen, torch.zeros((), dtype=dtype), hidden)[None, None]
+
+
+def taken(states: Tensor, slices: Slices) -> Tensor:
+    """Return slices of (batch, heads, tokens, width) along its tokens, joined."""
+    if len(slices) == 1:
+        return states[:, :, slices[0][0] : slices[0][1]]
+    return torch.cat([states[:, :, start:end] for start, end in slices], dim=2)
+
+
+class Call:
+    """The attention of one layer, as a function of queries, keys, values and a mask.
+
+    PyTorch's is taken unless the model asks for what that does not know, such as a cap on the
+    scores or sinks: then the model's own plain attention is.
+
+    Args:
+        module: The model's attention.
+        scaling: Of the scores; None for one over the root of the width.
+        more: What else the model told its attention.
+    """
+
+    def __init__(self, module: nn.Module, scaling: float | None, more: dict[str, Any]) -> None:
+        self.scaling, self.more = scaling, more
+        self._module = module
+        self._own: Any = None
+        if more:
+            self._own = getattr(
+                sys.modules[type(module).__module__], "eager_attention_forward", None
+            )
+            if self._own is None:
+                raise NotPackableError(
+                    f"{type(module).__name__} tells its attention {', '.join(sorted(more))}"
+                )
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: _Mask) -> Tensor:
+        """Return attended values, shape (batch, queries, heads, width)."""
+        if self._own is not None:
+            dense = mask.dense(key.shape[2], query)
+            values: Tensor = self._own(
+                self._module, query, key, value, dense, scaling=self.scaling, dropout=0.0,
+                **self.more,
+            )[0]  # fmt: skip
+            return values
+        found = nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask.added,
+            is_causal=mask.causal,
+            scale=self.scaling,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+        return found.transpose(1, 2)

@@ -1,0 +1,69 @@
+"""Loading sequence classifiers from local folders, in safetensors, with what they lack."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging as transformers_logging
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence the report that a classifier's head is new: an adapter brings its own."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def load_classifier(
+    folder: Path, *, dtype: torch.dtype, pad_token_id: int, attention: str | None = None
+) -> Any:
+    """Return a folder's model as a sequence classifier with one output, in evaluation mode.
+
+    Args:
+        folder: A local model in safetensors.
+        dtype: Of its weights.
+        pad_token_id: What its inputs are padded with.
+        attention: A name of an attention implementation; None for transformers' choice.
+    """
+    return load_with_gaps(folder, dtype=dtype, pad_token_id=pad_token_id, attention=attention).model
+
+
+class Loaded(NamedTuple):
+    """A classifier, and which of its weights its folder did not have.
+
+    Attributes:
+        model: In evaluation mode; what was not there has random numbers.
+        gaps: The shape that the folder had instead, None for nothing, by the weight's name.
+    """
+
+    model: Any
+    gaps: dict[str, tuple[int, ...] | None]
+
+
+def load_with_gaps(
+    folder: Path, *, dtype: torch.dtype, pad_token_id: int, attention: str | None = None
+) -> Loaded:
+    """Return what `load_classifier` does, and what somebody else has to bring."""
+    with quiet_loading():
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            num_labels=1,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=attention,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    model.config.get_text_config().pad_token_id = pad_token_id
+    gaps: dict[str, tuple[int, ...] | None] = dict.fromkeys(sorted(found["missing_keys"]))
+    gaps |= {name: tuple(shape) for name, shape, _ in found["mismatched_keys"]}
+    return Loaded(model.eval(), gaps)

@@ -1,0 +1,193 @@
+"""Token sequences laid out in one row: no padding, and what texts begin with in common only once.
+
+A batch is a forest of prefixes. Each node is a stretch of new tokens, and a text is the path from a
+root to the node in which it ends. Everything that works on single tokens (embeddings, matrix
+products, norms) sees the row; attention sees, for each node, the keys of its path.
+
+Source:
+    arXiv:2312.07104 (SGLang, section 3), which keeps the keys and values of shared prefixes in a
+    radix tree across requests; here the tree is of one batch, and its states are shared as well.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+SHORTEST_PREFIX = 8
+"""Tokens. Sharing fewer saves less than an attention of its own costs."""
+
+Ids = tuple[int, ...]
+Slices = tuple[tuple[int, int], ...]
+
+
+class Node(NamedTuple):
+    """A stretch of the row whose tokens follow one another.
+
+    Attributes:
+        start: Its first place in the row.
+        end: The place after its last.
+        position: Of its first token in every text that it belongs to.
+        before: The slices of the row that lie before it in its texts, in their order.
+    """
+
+    start: int
+    end: int
+    position: int
+    before: Slices
+
+    @property
+    def path(self) -> Slices:
+        """The slices of the row from the beginning of a text to the end of this node."""
+        return joined(self.before, (self.start, self.end))
+
+
+class Read(NamedTuple):
+    """Where a text's state is read.
+
+    Attributes:
+        place: In the row.
+        position: In the text.
+        path: The slices of the row that its attention may see, in the text's order.
+    """
+
+    place: int
+    position: int
+    path: Slices
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A batch in one row.
+
+    Attributes:
+        ids: The token at each place.
+        positions: Of each token in its text.
+        nodes: In the order of the row, which they cover.
+        reads: One for each text, in the order in which the texts were given.
+    """
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    nodes: tuple[Node, ...]
+    reads: tuple[Read, ...]
+
+
+def lay_out(
+    texts: Sequence[Ids], *, shortest_prefix: int | None = SHORTEST_PREFIX, read_first: bool = False
+) -> Layout:
+    """Return texts laid out in one row.
+
+    Args:
+        texts: Token ids, at least one each, in lexicographic order, so that those with a common
+            prefix are neighbours.
+        shortest_prefix: How many tokens a shared prefix must have; None to share nothing, as
+            where a token also sees those that come after it.
+        read_first: Read each text at its first token instead of its last.
+
+    Example:
+        >>> layout = lay_out([(1, 2, 3), (1, 2, 4, 5)], shortest_prefix=2)
+        >>> layout.ids, layout.positions
+        ((1, 2, 3, 4, 5), (0, 1, 2, 2, 3))
+        >>> [read.path for read in layout.reads]
+        [((0, 3),), ((0, 2), (3, 5))]
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    nodes: list[Node] = []
+    reads: list[Read] = []
+    for stretch in _stretches(texts, shortest_prefix):
+        before = stretch.above.path if stretch.above else ()
+        node = Node(len(ids), len(ids) + stretch.end - stretch.begin, stretch.begin, before)
+        stretch.below.append(node)
+        nodes.append(node)
+        ids += texts[stretch.text][stretch.begin : stretch.end]
+        positions += range(stretch.begin, stretch.end)
+        place = node.start if read_first else node.end - 1
+        reads += [Read(place, positions[place], node.path)] * stretch.ending
+    return Layout(tuple(ids), tuple(positions), tuple(nodes), tuple(reads))
+
+
+def rows(texts: Sequence[Ids], *, row_tokens: int, sharing: bool) -> Iterator[list[Ids]]:
+    """Yield texts in the given order, as many at a time as make a row of so many tokens.
+
+    Args:
+        texts: In lexicographic order.
+        row_tokens: A text that has more is a row of its own.
+        sharing: Whether what neighbours begin with in common counts once.
+    """
+    row: list[Ids] = []
+    filled = 0
+    for text in texts:
+        new = len(text) - (common_start(row[-1], text) if sharing and row else 0)
+        if row and filled + new > row_tokens:
+            yield row
+            row, filled, new = [], 0, len(text)
+        row.append(text)
+        filled += new
+    if row:
+        yield row
+
+
+def common_start(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many ids two sequences begin with in common.
+
+    Example:
+        >>> common_start((1, 2, 3), (1, 2, 4)), common_start((1, 2), (1, 2, 3))
+        (2, 2)
+    """
+    shorter = min(len(first), len(second))
+    if first[:shorter] == second[:shorter]:
+        return shorter
+    return next(i for i in range(shorter) if first[i] != second[i])
+
+
+def joined(before: Slices, last: tuple[int, int]) -> Slices:
+    """Return slices with one more, as one where it begins where the last of them ends."""
+    if before and before[-1][1] == last[0]:
+        return (*before[:-1], (before[-1][0], last[1]))
+    return (*before, last)
+
+
+@dataclass
+class _Stretch:
+    """Tokens `begin` to `end` of a text, shared by a run of texts of which `ending` end there.
+
+    Attributes:
+        below: Is given the node that the stretch becomes, for those that go on from it.
+        above: The node that it goes on from.
+    """
+
+    text: int
+    begin: int
+    end: int
+    ending: int
+    below: list[Node]
+    known: list[Node]
+
+    @property
+    def above(self) -> Node | None:
+        """The node before this one, which is in the row already."""
+        return self.known[0] if self.known else None
+
+
+def _stretches(texts: Sequence[Ids], shortest: int | None) -> Iterator[_Stretch]:
+    """Yield the forest's stretches, parents before children and texts in order."""
+    common = [common_start(a, b) for a, b in pairwise(texts)]
+    waiting: list[tuple[int, int, int, list[Node]]] = [(0, len(texts), 0, [])]
+    while waiting:
+        first, last, depth, known = waiting.pop()
+        if first == last:
+            continue
+        end, share = first + 1, len(texts[first])
+        if shortest is not None:
+            while end < last and common[end - 1] >= depth + shortest:
+                share = min(share, common[end - 1])
+                end += 1
+        equal = first  # texts that are no longer than what they share come first in the order
+        while equal < end and len(texts[equal]) == share:
+            equal += 1
+        below: list[Node] = []
+        yield _Stretch(first, depth, share, equal - first, below, known)
+        waiting.append((end, last, depth, known))
+        waiting.append((equal, end, share, below))

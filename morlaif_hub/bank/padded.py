@@ -1,0 +1,91 @@
+"""Scoring padded batches with many adapters, for models whose texts cannot be packed.
+
+The model runs whole batches of texts of about equal length; the layers below the first adapted one
+are still run once for all adapters, where the model's layers can be skipped.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from morlaif_hub.bank.in_place import entries
+from morlaif_hub.bank.layout import Ids
+from morlaif_hub.bank.trunk import SharedTrunk, layer_list
+
+
+class PaddedScorer:
+    """Scores padded batches of texts.
+
+    Args:
+        model: A PEFT model of a sequence classifier with one output, or a classifier.
+        slots: Names of its adapters; none if the classifier itself is the preference model.
+        pad_token_id: What batches are padded with, on the right.
+        plainly: Run the whole model for each adapter, on texts of one length only: for models in
+            which padding is seen, or whose layers cannot be skipped.
+    """
+
+    def __init__(
+        self, model: Any, slots: Sequence[str], *, pad_token_id: int, plainly: bool = False
+    ) -> None:
+        self._model = model
+        self._slots = tuple(slots)
+        self._pad = pad_token_id
+        self._plainly = plainly
+        layers = layer_list(model)
+        depth = 0
+        if layers is not None and slots and not plainly:
+            first = min(entries(model, list(layers), slots))
+            depth = max(0, min(first, len(layers) - 1))
+        self._trunk = SharedTrunk(model, depth)
+
+    def batch(self, texts: list[Ids], tokens: int) -> list[Ids]:
+        """Return the first texts of a list, sorted by length for it, that are one batch.
+
+        Args:
+            texts: To be scored; sorted in place.
+            tokens: With padding, that a batch of several texts may have.
+        """
+        texts.sort(key=len)
+        count = 1
+        while count < len(texts) and (count + 1) * len(texts[count]) <= tokens:
+            if self._plainly and len(texts[count]) != len(texts[0]):
+                break
+            count += 1
+        return texts[:count]
+
+    @torch.inference_mode()
+    def score(self, texts: Sequence[Ids]) -> Tensor:
+        """Return every adapter's raw score of every text.
+
+        Args:
+            texts: One batch, from `batch`.
+
+        Returns:
+            float32 on the CPU, shape (texts, adapters).
+        """
+        rows = [torch.tensor(text) for text in texts]
+        device = self._model.device
+        ids = pad_sequence(rows, batch_first=True, padding_value=self._pad).to(device)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device)
+        if not self._slots:
+            return self._logits(ids, mask).float().cpu()
+        if self._trunk.depth == 0:
+            return self._adapted(ids, mask)
+        states = self._trunk.states(ids, mask)
+        with self._trunk.resumed(lambda _tokens: states):
+            return self._adapted(ids, mask)
+
+    def _adapted(self, ids: Tensor, mask: Tensor) -> Tensor:
+        columns = []
+        for slot in self._slots:
+            self._model.set_adapter(slot, inference_mode=True)
+            columns.append(self._logits(ids, mask))
+        return torch.cat(columns, dim=1).float().cpu()
+
+    def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        logits: Tensor = self._model(input_ids=ids, attention_mask=mask).logits
+        return logits
