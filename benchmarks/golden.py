@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from morlaif_hub.bank.adapters import AdapterFiles, check_adapter
-from morlaif_hub.bank.bank import find_base
+from morlaif_hub.bank.bases import find_base
 from morlaif_hub.bank.classifier import load_classifier
 from morlaif_hub.bank.engine import Engine
 from morlaif_hub.bank.golden import golden_sequences

@@ -25,7 +25,6 @@ from morlaif_hub.errors import (
     HeadError,
     ModelNotFoundError,
     OptionError,
-    ScoreError,
 )
 from morlaif_hub.hub.artifact import seal
 from morlaif_hub.hub.client import Resolved, fetch
@@ -177,7 +176,8 @@ def test_bases_of_different_kinds_share_a_bank(
     ]
     by_hash = {model_folder(b).base.weights_sha256: model_folder(b) for b in bases.values()}
     monkeypatch.setattr(
-        "morlaif_hub.bank.bank.find_base", lambda declared, _where: by_hash[declared.weights_sha256]
+        "morlaif_hub.bank.bases.find_base",
+        lambda declared, _where: by_hash[declared.weights_sha256],
     )
     together = PMBank.from_pretrained(folders).score(PROMPTS, RESPONSES)
     torch.testing.assert_close(together, torch.cat(alone, dim=1), atol=1e-5, rtol=0)

@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification
 
 from morlaif_hub import PMBank
 from morlaif_hub.bank.artifact import write_bank
-from morlaif_hub.bank.bank import find_base
+from morlaif_hub.bank.bases import find_base
 from morlaif_hub.bank.classifier import quiet_loading
 from morlaif_hub.errors import HubError, ModelNotFoundError, MorlaifHubError, OptionError
 from morlaif_hub.hub.manifest import manifest_sha256
@@ -256,7 +256,7 @@ def test_preference_models_of_four_kinds_share_a_bank_and_three_bases(shelf: She
     assert bank.objectives == tuple(PARTS)
     same(raw(bank), shelf.scores(*PARTS))
     assert sorted(group.columns for group in bank._groups) == [(0, 1), (2,), (3,)]
-    depths = {group.columns: group.engine._trunk.depth for group in bank._groups}
+    depths = {group.columns: min(group.engine.entries) for group in bank._groups}
     assert depths == {(0, 1): 2, (2,): 2, (3,): 3}  # the layers below are computed once
     one_by_one = [
         bank.score([p], [r], calibrated=False) for p, r in zip(PROMPTS, RESPONSES, strict=True)

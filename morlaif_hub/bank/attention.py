@@ -34,6 +34,10 @@ _HARMLESS = {
 }  # fmt: skip
 
 
+States = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values, each (batch, heads, tokens, width)."""
+
+
 class NotPackableError(Exception):
     """A model whose texts cannot be packed; says why, for whoever falls back."""
 
@@ -72,7 +76,7 @@ class Attending(Protocol):
     def attend(
         self,
         module: nn.Module,
-        states: tuple[Tensor, Tensor, Tensor],
+        states: States,
         scaling: float | None,
         more: dict[str, Any],
     ) -> Tensor:
@@ -121,10 +125,47 @@ def attended_by(attending: Attending, configs: Sequence[Any], name: str) -> Iter
             config._attn_implementation_internal = implementation
 
 
+class Asking:
+    """A pass in which every layer is asked who sees whom in its attention.
+
+    Args:
+        depth: Number of layers.
+
+    Attributes:
+        layer: The one that is running; set by whoever runs them.
+        tuples: Whether each layer returns a tuple; set in the same way.
+        rules: Of each layer, after `check`.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self.rules: list[Rule] = []
+        self.tuples: list[bool] = [False] * depth
+        self._found: list[list[Any]] = [[] for _ in range(depth)]
+        self.layer = 0
+
+    def attend(
+        self, _module: nn.Module, states: States, _scaling: float | None, more: dict[str, Any]
+    ) -> Tensor:
+        """Note the rule; what is attended does not matter."""
+        self._found[self.layer].append(more.get("attention_mask"))
+        query, _, value = states
+        return query.new_zeros(*query.shape[:3], value.shape[3]).transpose(1, 2)
+
+    def check(self, name: str) -> None:
+        """Keep the rules, if every layer asked for attention once and was told its rule."""
+        for index, found in enumerate(self._found):
+            if len(found) != 1 or not isinstance(found[0], Rule):
+                raise NotPackableError(
+                    f"layer {index} of {name} has no attention, or one of its own kind, which "
+                    "cannot be asked who sees whom"
+                )
+            self.rules.append(found[0])
+
+
 class RowAttention(Protocol):
     """Attention over one row."""
 
-    def of_row(self, rule: Rule, states: tuple[Tensor, Tensor, Tensor], call: "Call") -> Tensor:
+    def of_row(self, rule: Rule, states: States, call: "Call") -> Tensor:
         """Return attention for every token, shape (1, tokens, heads, width)."""
 
     def of_reads(
@@ -147,7 +188,7 @@ class SegmentAttention:
         self._dtype, self._device = dtype, device
         self._masks: dict[tuple[Rule, int, int], _Mask] = {}
 
-    def of_row(self, rule: Rule, states: tuple[Tensor, Tensor, Tensor], call: "Call") -> Tensor:
+    def of_row(self, rule: Rule, states: States, call: "Call") -> Tensor:
         """Return attention for every token, shape (1, tokens, heads, width)."""
         query, key, value = states
         found = [

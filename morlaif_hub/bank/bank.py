@@ -1,5 +1,6 @@
 """A bank: several preference models that score the same responses."""
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,41 +9,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from morlaif_hub.bank.adapter_config import ADAPTER_CONFIG
-from morlaif_hub.bank.adapters import (
-    check_adapter,
-    check_base,
-    describe_base,
-)
+from morlaif_hub.bank.bases import base_of
 from morlaif_hub.bank.golden import exact_products, golden_sequences
 from morlaif_hub.bank.groups import Group, load_group
 from morlaif_hub.bank.members import Member, Sources, find_members
 from morlaif_hub.comparisons import Message
-from morlaif_hub.errors import (
-    ArtifactError,
-    BaseMismatchError,
-    HubError,
-    ModelNotFoundError,
-    OptionError,
-    ScoreError,
-)
-from morlaif_hub.hub.client import Progress, is_local
-from morlaif_hub.hub.manifest import (
-    MANIFEST_NAME,
-    BankManifest,
-    BaseIdentity,
-    Calibration,
-    GoldenScores,
-)
-from morlaif_hub.hub.remote_files import refuse_damaged
-from morlaif_hub.models.embedded import embedded_at_hand
-from morlaif_hub.models.formats import encode_pair
-from morlaif_hub.models.language_model import (
-    Dtype,
-    ModelFolder,
-    known_base,
-    model_folder,
-)
+from morlaif_hub.errors import ArtifactError, OptionError, ScoreError
+from morlaif_hub.hub.client import Progress
+from morlaif_hub.hub.manifest import BankManifest, Calibration, GoldenScores, InputFormat
+from morlaif_hub.models.formats import encode_whole_pair
+from morlaif_hub.models.language_model import Dtype, ModelFolder
+
+_LOG = logging.getLogger("morlaif_hub.bank")
 
 
 class PMBank:
@@ -68,6 +46,7 @@ class PMBank:
         self._groups = tuple(groups)
         self._manifest = manifest
         self._lock = threading.Lock()
+        self._texts_cut = 0
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -88,6 +67,11 @@ class PMBank:
     def calibrations(self) -> tuple[Calibration | None, ...]:
         """The calibration of each column; None for a model without a manifest."""
         return tuple(m.manifest.calibration if m.manifest else None for m in self.members)
+
+    @property
+    def texts_cut(self) -> int:
+        """How many texts so far were longer than a preference model reads, and cut on the left."""
+        return self._texts_cut
 
     @property
     def scalarizer(self) -> str | None:
@@ -151,14 +135,16 @@ class PMBank:
     ) -> Tensor:
         """Return every preference model's score of every response.
 
-        A response's score does not depend on what else is in the batch.
+        A response's score does not depend on what else is in the batch. A text that is longer than
+        a preference model reads is cut on the left, so that the response stays; `texts_cut` counts
+        them, and the first time a warning is logged. An empty response is scored like any other.
 
         Args:
             prompts: Strings or message lists, one per response.
             responses: Strings, or lists of one assistant message.
             calibrated: Scores with mean 0 and standard deviation 1 on the reference set of each
                 preference model, comparable between them; False for raw logits.
-            progress: Told how many responses were just scored, once per group of one base.
+            progress: Told how many different texts were just scored, once per group of one base.
 
         Returns:
             float32 on the CPU, shape (batch, objectives), columns in the order of `objectives`;
@@ -166,27 +152,38 @@ class PMBank:
 
         Raises:
             OptionError: If prompts and responses differ in number.
-            ScoreError: If a score is NaN or infinite; the message names the objective.
+            ScoreError: If a score is NaN or infinite, or prompt and response have no token; the
+                message names the objective or the response.
         """
         if len(prompts) != len(responses):
             raise OptionError(
                 f"prompts and responses must be as many; got {len(prompts)} and {len(responses)}"
             )
-        texts = [_response_text(response) for response in responses]
-        scores = torch.empty(len(texts), len(self.members))
+        pairs = list(zip(prompts, map(_response_text, responses), strict=True))
+        scores = torch.empty(len(pairs), len(self.members))
         with self._lock:
+            cut: dict[int, int] = {}
             for group in self._groups:
                 for input_format in dict.fromkeys(group.formats):
-                    sequences = [
-                        encode_pair(group.tokenizer, prompt, text, input_format)
-                        for prompt, text in zip(prompts, texts, strict=True)
-                    ]
+                    sequences = _encoded(group, input_format, pairs, cut)
                     raw = group.engine.score(sequences, progress=progress)
                     for i, column in enumerate(group.columns):
                         if group.formats[i] == input_format:
                             scores[:, column] = raw[:, i]
+            self._report_cut(cut, len(pairs))
         self._check_finite(scores)
         return self._calibrate(scores) if calibrated else scores
+
+    def _report_cut(self, cut: dict[int, int], count: int) -> None:
+        if cut and not self._texts_cut:
+            _LOG.warning(
+                "%d of %d texts are longer than %d tokens and were cut on the left; "
+                "PMBank.texts_cut goes on counting",
+                len(cut),
+                count,
+                max(cut.values()),
+            )
+        self._texts_cut += len(cut)
 
     def _calibrate(self, scores: Tensor) -> Tensor:
         kept = [c or _IDENTITY for c in self.calibrations]
@@ -257,7 +254,7 @@ def _load(
     grouped: dict[Path, list[int]] = {}
     bases: dict[Path, ModelFolder | None] = {}
     for column, member in enumerate(members):
-        found = _base_of(member, base)
+        found = base_of(member, base)
         key = member.path if found is None else found.path
         bases[key] = found
         grouped.setdefault(key, []).append(column)
@@ -298,82 +295,24 @@ def golden_distance(golden: GoldenScores, scores: Tensor) -> float:
 _IDENTITY = Calibration(mean=0.0, std=1.0, temperature=1.0, n=0)
 
 
-def _base_of(member: Member, stand_in: str | Path | None) -> ModelFolder | None:
-    """Return the base of an adapter, its weights compared; None for a full model."""
-    manifest = member.manifest
-    if manifest is None:
-        return _plain_base(member, stand_in)
-    if manifest.form != "lora":
-        return None
-    if stand_in is not None:
-        found = model_folder(stand_in)
-        check_base(manifest.base, found.base, member.source, name=found.name)
-        return found
-    return find_base(manifest.base, member.source)
-
-
-def find_base(declared: BaseIdentity, where: str) -> ModelFolder:
-    """Return the base with the declared weights, from this machine if it is there.
-
-    A model that was used here before and the embedded model stand in without a download; else the
-    declared repo is fetched. Where one is declared, the embedded model is not made ready in vain.
-
-    Raises:
-        ModelNotFoundError: If the declared base has no repo and is not on this machine.
-        BaseMismatchError: If what was found has other weights.
-    """
-    if known := known_base(declared.weights_sha256):
-        return known
-    local_only = declared.repo_id is None and declared.source.startswith("gguf:")
-    if local_only or embedded_at_hand(declared.source):
-        embedded = model_folder(None)
-        if embedded.base.weights_sha256 == declared.weights_sha256:
-            return embedded
-    if declared.repo_id is not None and is_local(declared.repo_id):
-        raise ArtifactError(
-            f"{where}: {MANIFEST_NAME} names its base by a path, {declared.repo_id!r}, which means "
-            "nothing on another machine; pass base="
-        )
-    if declared.repo_id is None:
-        raise ModelNotFoundError(
-            f"{where}: its base (weights {declared.weights_sha256[:12]}, source "
-            f"{declared.source}) has no repo id and is not on this machine; pass base="
-        )
-    pinned = declared.repo_id + (f"@{declared.revision}" if declared.revision else "")
-    try:
-        found = model_folder(pinned)
-    except (ArtifactError, HubError, ModelNotFoundError) as error:
-        raise type(error)(
-            f"{where}: its base {describe_base(declared)} is not to be had: {error}; or pass "
-            "base= with a folder that holds the same weights"
-        ) from error
-    if found.base.weights_sha256 != declared.weights_sha256:
-        refuse_damaged(found.path, f"{where}: its base {declared.repo_id}")
-    check_base(declared, found.base, where)
-    return found
-
-
-def _plain_base(member: Member, stand_in: str | Path | None) -> ModelFolder | None:
-    if not (member.path / ADAPTER_CONFIG).is_file():
-        return None
-    if stand_in is not None:
-        return model_folder(stand_in)
-    config = check_adapter(member.path, member.source).config
-    name = config.get("base_model_name_or_path")
-    if not name:
-        raise BaseMismatchError(f"{member.source}: {ADAPTER_CONFIG} names no base; pass base=")
-    if member.repo_id is not None and is_local(name):
-        raise BaseMismatchError(
-            f"{member.source}: {ADAPTER_CONFIG} names its base by a path, {name!r}, which means "
-            "nothing on another machine; pass base="
-        )
-    revision = config.get("revision")
-    try:
-        found = model_folder(f"{name}@{revision}" if revision else name)
-    except (ArtifactError, HubError, ModelNotFoundError) as error:
-        raise type(error)(f"{member.source}: its base is not to be had: {error}") from error
-    refuse_damaged(found.path, f"{member.source}: its base {name}")
-    return found
+def _encoded(
+    group: Group,
+    input_format: InputFormat,
+    pairs: Sequence[tuple[str | Sequence[Message], str]],
+    cut: dict[int, int],
+) -> list[list[int]]:
+    """Return the token ids of pairs; add to `cut` which are longer than so many tokens."""
+    sequences = []
+    for i, (prompt, response) in enumerate(pairs):
+        ids = encode_whole_pair(group.tokenizer, prompt, response, input_format)
+        if not ids:
+            raise ScoreError(
+                f"response {i} and its prompt are both empty: there is nothing to score"
+            )
+        if len(ids) > input_format.max_length:
+            cut[i] = input_format.max_length
+        sequences.append(ids[-input_format.max_length :])
+    return sequences
 
 
 def _response_text(response: str | Sequence[Message]) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from morlaif_hub.bank.adapters import AdapterFiles, put_on
+from morlaif_hub.bank.in_place import entries
 from morlaif_hub.bank.kernels import TORCH, KernelName, choose_kernel
 from morlaif_hub.bank.layout import Ids
 from morlaif_hub.bank.packed import PackedScorer
@@ -104,6 +105,16 @@ class Engine:
         self._short = _short(model)
         self._scorer = self._choose()
 
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """The first layer that each adapter changes.
+
+        It is -1 for one that changes what comes before the layers, and the number of layers for one
+        that brings a head alone.
+        """
+        layers = layer_list(self.model)
+        return tuple(entries(self.model, list(layers or ()), self._slots))
+
     @torch.inference_mode()
     def score(
         self, sequences: Sequence[Sequence[int]], *, progress: Callable[[int], None] | None = None
@@ -119,8 +130,10 @@ class Engine:
 
         Raises:
             ScoreError: If a single sequence does not fit into memory.
+            OptionError: If a token is not one of the model's.
         """
         read = [self._read(sequence) for sequence in sequences]
+        self._check_known(read)
         scored: dict[Ids, Tensor] = {}
         for texts in self._apart(sorted(set(read))):
             for batch, scores in self._batches(texts):
@@ -130,6 +143,15 @@ class Engine:
         if not sequences:
             return torch.empty(0, max(len(self._slots), 1))
         return torch.stack([scored[ids] for ids in read])
+
+    def _check_known(self, texts: Sequence[Ids]) -> None:
+        count = self.model.get_input_embeddings().num_embeddings
+        for ids in texts:
+            if max(ids) >= count:
+                raise OptionError(
+                    f"token {max(ids)} is not one of the model's {count:,}: its tokenizer is that "
+                    "of another model"
+                )
 
     def _read(self, sequence: Sequence[int]) -> Ids:
         """Return a sequence up to the token at which a classifier reads it.

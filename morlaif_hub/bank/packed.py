@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from morlaif_hub.bank.attention import (
     ASKING,
     PACKED,
+    Asking,
     Call,
     NotPackableError,
     RowAttention,
     Rule,
     SegmentAttention,
+    States,
     attended_by,
 )
 from morlaif_hub.bank.flex import FlexAttention
@@ -29,7 +31,6 @@ from morlaif_hub.bank.kernels import Kernel
 from morlaif_hub.bank.layout import SHORTEST_PREFIX, Ids, Layout, lay_out, rows
 from morlaif_hub.bank.trunk import layer_list
 
-States = tuple[Tensor, Tensor, Tensor]
 Slot = str | None
 """An adapter's name in the model; None is the model without adapters."""
 
@@ -147,12 +148,25 @@ class PackedScorer:
             if entry < 0:
                 yield _Stage(slot, [(slot, 0)])
 
-    def _ask(self) -> "_Asking":
-        asked = _Asking(len(self._layers))
+    def _ask(self) -> Asking:
+        asked = Asking(len(self._layers))
         ids = torch.tensor([[0, 1]], device=self.classifier.device)
-        with attended_by(asked, self._configs, ASKING), self._in_place.applied():
-            self.walk(ids, ids, asked.visit)
-        asked.check(self.classifier)
+        name = type(self.classifier).__name__
+
+        def look(index: int, own: Callable[..., Any], states: Tensor, told: Given) -> Any:
+            asked.layer = index
+            result = own(states, *told.values, **told.named)
+            asked.tuples[index] = isinstance(result, tuple)
+            return result
+
+        try:
+            with attended_by(asked, self._configs, ASKING), self._in_place.applied():
+                self.walk(ids, ids, look)
+        except Exception as error:  # attention of its own fails on what is no mask in any way
+            raise NotPackableError(
+                f"{name} has attention of its own kind, which cannot be asked: {error}"
+            ) from error
+        asked.check(name)
         return asked
 
     def walk(self, ids: Tensor, positions: Tensor, visit: "Visit") -> Any:
@@ -221,41 +235,6 @@ class _Stage(NamedTuple):
     def depths(self) -> set[int]:
         """The layers with which an adapter begins."""
         return {entry for _, entry in self.slots}
-
-
-class _Asking:
-    """A pass in which every layer is asked who sees whom in its attention."""
-
-    def __init__(self, depth: int) -> None:
-        self.rules: list[Rule] = []
-        self.tuples: list[bool] = [False] * depth
-        self._found: list[list[Any]] = [[] for _ in range(depth)]
-        self._layer = 0
-
-    def visit(self, index: int, own: Callable[..., Any], states: Tensor, given: Given) -> Any:
-        """Run a layer as it is, to see what it returns and what its attention is told."""
-        self._layer = index
-        result = own(states, *given.values, **given.named)
-        self.tuples[index] = isinstance(result, tuple)
-        return result
-
-    def attend(
-        self, _module: nn.Module, states: States, _scaling: float | None, more: dict[str, Any]
-    ) -> Tensor:
-        """Note the rule; what is attended does not matter."""
-        self._found[self._layer].append(more.get("attention_mask"))
-        query, _, value = states
-        return query.new_zeros(*query.shape[:3], value.shape[3]).transpose(1, 2)
-
-    def check(self, model: Any) -> None:
-        """Keep the rules, if every layer asked for attention once and was told its rule."""
-        for index, found in enumerate(self._found):
-            if len(found) != 1 or not isinstance(found[0], Rule):
-                raise NotPackableError(
-                    f"layer {index} of {type(model).__name__} has no attention of its own kind "
-                    "that transformers' interface reaches"
-                )
-            self.rules.append(found[0])
 
 
 class _Row:

@@ -48,12 +48,23 @@ def encode_pair(
 ) -> list[int]:
     """Return the token ids of a prompt and its response, as a preference model reads them.
 
+    They are those of `encode_whole_pair`; what exceeds `max_length` is cut on the left, so that
+    the response stays.
+    """
+    whole = encode_whole_pair(tokenizer, prompt, response, input_format)
+    return whole[-input_format.max_length :]
+
+
+def encode_whole_pair(
+    tokenizer: Any, prompt: str | Sequence[Message], response: str, input_format: InputFormat
+) -> list[int]:
+    """Return the token ids of a prompt and its response, however many there are.
+
     As `chat`, a prompt that is a string is one user message. As `text`, a string and its response
     are joined as they are; messages go through the chat template where there is one. Both are
-    tokenised together. What exceeds `max_length` is cut on the left, so that the response stays.
+    tokenised together.
     """
-    text = _pair_text(tokenizer, prompt, response, input_format)
-    return encode(tokenizer, text)[-input_format.max_length :]
+    return encode(tokenizer, _pair_text(tokenizer, prompt, response, input_format))
 
 
 def _pair_text(

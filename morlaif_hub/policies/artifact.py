@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from morlaif_hub.bank.adapters import check_adapter, put_on
-from morlaif_hub.bank.bank import find_base
+from morlaif_hub.bank.bases import find_base
 from morlaif_hub.hub.artifact import open_artifact, weights_sha256
 from morlaif_hub.hub.client import Resolved, fetch
 from morlaif_hub.hub.manifest import MANIFEST_NAME, BaseIdentity, PolicyManifest, manifest_kind

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from morlaif_hub.bank.bank import PMBank, find_base, golden_distance, load_bank
+from morlaif_hub.bank.bank import PMBank, golden_distance, load_bank
+from morlaif_hub.bank.bases import find_base
 from morlaif_hub.errors import ArtifactError, DataError, ModelNotFoundError
 from morlaif_hub.feedback.bias import bias_report
 from morlaif_hub.feedback.dataset import FeedbackDataset
