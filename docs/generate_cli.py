@@ -132,8 +132,18 @@ JSON = {
     "score --pairs": {
         "objectives": _OBJECTIVES,
         "validation": _VALIDATION,
+        "output": "the folder of the parquet files and of `scores.json`",
+        "count": "how many pairs were scored, now or before",
+        "texts_cut": "how many texts of those scored now are longer than a preference model reads, "
+        "and were cut on the left",
+        "summary": "by objective: `mean_a` and `mean_b`, the mean scores of the responses A and B; "
+        "`n`, the number of pairs with a known human choice; `agreement`, the share of them in "
+        "which the higher score is that of the chosen response (a tie counts one half), with its "
+        "95 % `interval` over prompts; both null where `n` is 0",
         "pairs": "each with `id`, `human_choice` (`a`, `b` or null) and the scores of "
-        "`response_a` and `response_b` by objective",
+        "`response_a` and `response_b` by objective. With more than 1,000 pairs this key is not "
+        "there, and `pairs_only_in` has the files that they are in instead, as "
+        "`FOLDER/scores-*.parquet`",
     },
     "steer": {
         "objectives": _OBJECTIVES,

@@ -158,6 +158,38 @@ def _is_data(path: Path) -> bool:
     return path.name.lower().endswith(ROW_SUFFIXES) and path.is_file()
 
 
+def count_rows(source: Source) -> int | None:
+    """Return how many rows a source has, readable or not; None where only parsing it would tell.
+
+    Raises:
+        DataError: If there is no such file or folder, it holds no data or cannot be read.
+    """
+    total = 0
+    for file in data_files(source):
+        with _errors_named(file):
+            is_parquet = file.path.name.lower().endswith(".parquet")
+            rows = _parquet_length(file) if is_parquet else _line_count(file)
+        if rows is None:
+            return None
+        total += rows
+    return total
+
+
+def _line_count(file: DataFile) -> int | None:
+    with _open_text(file.path) as lines:
+        return None if _is_list(lines) else sum(1 for _ in lines)
+
+
+def _parquet_length(file: DataFile) -> int:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return int(parquet.read_metadata(file.path).num_rows)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file.label}: not readable as parquet: {error}") from error
+
+
 def parse_rows(
     files: Sequence[DataFile],
     parse: Callable[[dict[str, Any], Split | None], T],
@@ -238,10 +270,15 @@ def _open_text(path: Path) -> IO[str]:
 
 def _json_rows(file: DataFile) -> Iterator[_Row]:
     with _open_text(file.path) as lines:
-        # On the Hub a list is sometimes called .jsonl and lines .json: the first character tells.
-        is_list = lines.read(1000).lstrip().startswith("[")
-        lines.seek(0)
-        yield from _listed_rows(file, lines.read()) if is_list else _line_rows(file, lines)
+        yield from _listed_rows(file, lines.read()) if _is_list(lines) else _line_rows(file, lines)
+
+
+def _is_list(lines: IO[str]) -> bool:
+    """Whether a file is one JSON list, and not JSON lines; it is left at its beginning."""
+    # On the Hub a list is sometimes called .jsonl and lines .json: the first character tells.
+    is_list = lines.read(1000).lstrip().startswith("[")
+    lines.seek(0)
+    return is_list
 
 
 def _listed_rows(file: DataFile, text: str) -> Iterator[_Row]:

@@ -45,6 +45,11 @@ class Workspace:
         """Reports as JSON and HTML."""
         return self.root / "reports"
 
+    @property
+    def scores(self) -> Path:
+        """Scores of sets of pairs, a folder each."""
+        return self.root / "scores"
+
     def feedback(self, principle: str) -> Path:
         """The feedback dataset of a principle."""
         return self.all_feedback / principle

@@ -39,6 +39,7 @@ LAYERS = [
     "judges",
     "feedback",
     "bank",
+    "scoring",
     "scalarizers",
     "preference_models",
     "rewards",

@@ -25,6 +25,7 @@ from morlaif_hub.errors import (
     HeadError,
     ModelNotFoundError,
     OptionError,
+    ScoreError,
 )
 from morlaif_hub.hub.artifact import seal
 from morlaif_hub.hub.client import Resolved, fetch
@@ -140,6 +141,51 @@ def test_a_score_does_not_depend_on_its_batch(base: Path, pms: list[Path]) -> No
         torch.testing.assert_close(
             bank.score([prompt], [response])[0], together[i], atol=1e-4, rtol=0
         )
+
+
+def test_what_is_too_long_is_cut_on_the_left_and_counted(
+    base: Path, pms: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    bank = PMBank.from_pretrained(pms, base=base)
+    response = "The end."
+    long, longer = "word " * 200 + "x?", "other words " * 300 + "word " * 200 + "x?"
+    with caplog.at_level("WARNING", "morlaif_hub"):
+        scores = bank.score([long, longer, "x?"], [response] * 3)
+        assert bank.texts_cut == 2
+        bank.score([long], [response])
+    assert bank.texts_cut == 3
+    assert caplog.messages == [
+        "2 of 3 texts are longer than 128 tokens and were cut on the left; PMBank.texts_cut goes "
+        "on counting"
+    ]
+    assert torch.equal(scores[0], scores[1])  # what is left of them is the same
+    assert not torch.equal(scores[0], scores[2])
+
+
+def test_only_a_text_without_any_token_cannot_be_scored(base: Path, tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model.save_pretrained(tmp_path)
+    load_tokenizer(base).save_pretrained(tmp_path)
+    bank = PMBank.from_pretrained({"plain": tmp_path})
+    assert bool(bank.score(["What?", ""], ["", "Yes."]).isfinite().all())
+    with pytest.raises(ScoreError, match="response 1 and its prompt are both empty"):
+        bank.score(["What?", ""], ["Yes.", ""])
+
+
+@pytest.mark.slow
+def test_48_preference_models_on_two_bases(tmp_path: Path) -> None:
+    """One copy of each base, and every column is that of its own preference model."""
+    names = [f"principle-{i}" for i in range(48)]
+    bases = [save_tiny(tmp_path / kind, kind, layers=4) for kind in ("llama", "gpt2")]
+    made = [make_pm(tmp_path / "pms" / f"{i}", bases[i % 2], "detail", layers=[i % 4], seed=i)
+            for i in range(48)]  # fmt: skip
+    bank = PMBank.from_pretrained(dict(zip(names, made, strict=True)))
+    assert len(bank._groups) == 2
+    scores = bank.score(PROMPTS, RESPONSES)
+    assert scores.shape == (4, 48)
+    for column in (0, 1, 22, 47):
+        alone = PMBank.from_pretrained(made[column]).score(PROMPTS, RESPONSES)
+        torch.testing.assert_close(scores[:, column : column + 1], alone, atol=1e-4, rtol=0)
 
 
 def test_strings_and_messages_score_the_same(base: Path, pms: list[Path]) -> None:

@@ -323,7 +323,7 @@ def test_scores_are_those_of_the_bank(project: Project) -> None:
     assert set(data["validation"].values()) <= {"fit", "unproven", "wrong way"}
     for row in data["responses"]:
         expected = bank.score([PROMPT[1]], [row["response"]])[0].tolist()
-        assert list(row["scores"].values()) == pytest.approx(expected)
+        assert list(row["scores"].values()) == pytest.approx(expected, abs=1e-5)
 
 
 def test_pairs_are_scored_on_both_sides(project: Project) -> None:
@@ -578,7 +578,7 @@ def without_head(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("damage", "said"),
-    [(not_a_number, "nan; its weights are damaged"), (without_head, "has no score head")],
+    [(not_a_number, "has NaN or infinite values"), (without_head, "has no score head")],
 )
 @pytest.mark.parametrize("command", [("score", "--response", "No."), ("steer",)])
 def test_a_broken_preference_model_scores_nothing(

@@ -1,4 +1,4 @@
-"""Which bank a command scores with, and what reward it makes of the scores."""
+"""Which bank a command scores with, what is said of it, and what reward it makes of the scores."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,12 +8,20 @@ import click
 
 from morlaif_hub.cli.command import Report, hint
 from morlaif_hub.cli.progress import Progress
+from morlaif_hub.cli.tables import doubts, legend, paragraphs, wrapped
 from morlaif_hub.errors import ModelNotFoundError, MorlaifHubError
 from morlaif_hub.evaluation.wording import listed, number
 from morlaif_hub.workspace import Workspace
 
 if TYPE_CHECKING:
     from morlaif_hub.bank.bank import PMBank
+    from morlaif_hub.models.language_model import Dtype
+
+
+SCALE = (
+    "Scores are in standard deviations of each preference model's reference set: 0 is average, "
+    "higher is better."
+)
 
 
 class Weights(click.ParamType[dict[str, float]]):
@@ -124,8 +132,15 @@ def bank_is_current(workspace: Workspace) -> bool:
     return not _out_of_date(workspace.bank, _models(workspace))
 
 
-def load_bank(sources: Sequence[str | Path]) -> "PMBank":
+def load_bank(
+    sources: Sequence[str | Path], *, dtype: "Dtype" = "float32", device: str = "cpu"
+) -> "PMBank":
     """Load a bank, showing on stderr how far what comes from the Hub is.
+
+    Args:
+        sources: As for `PMBank.from_pretrained`.
+        dtype: Of the weights.
+        device: Where to score.
 
     Raises:
         MorlaifHubError: As `PMBank.from_pretrained`.
@@ -133,7 +148,29 @@ def load_bank(sources: Sequence[str | Path]) -> "PMBank":
     from morlaif_hub.bank.bank import PMBank
 
     with Progress() as progress:
-        return PMBank.from_pretrained(list(sources), progress=progress.reach)
+        return PMBank.from_pretrained(
+            list(sources), dtype=dtype, device=device, progress=progress.reach
+        )
+
+
+def about_bank(bank: "PMBank") -> dict[str, Any]:
+    """Return what a program has to know of whose scores are printed."""
+    return {"objectives": bank.high_scores, "validation": _verdicts(bank)}
+
+
+def _verdicts(bank: "PMBank") -> dict[str, str | None]:
+    records = {m.objective: m.manifest and m.manifest.validation for m in bank.members}
+    return {name: record.verdict if record else None for name, record in records.items()}
+
+
+def with_words(bank: "PMBank", *results: str) -> str:
+    """Return results with what a person has to know of whose scores they are."""
+    return paragraphs(
+        doubts(_verdicts(bank), "preference model"),
+        *results,
+        legend(bank.high_scores),
+        wrapped(SCALE),
+    )
 
 
 def _models(workspace: Workspace) -> list[Path]:

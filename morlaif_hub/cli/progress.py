@@ -30,12 +30,12 @@ class Progress:
     ) -> None:
         self._finish()
 
-    def start(self, stage: str, total: int) -> None:
-        """Begin a stage, in words, of `total` units; the one before it is over."""
+    def start(self, stage: str, total: int | None) -> None:
+        """Begin a stage, in words, of `total` units if that is known; the one before it is over."""
         self._finish()
         self._stage, self._done = stage, 0
         if not sys.stderr.isatty():
-            click.echo(f"{stage} ({total:,} to do)", err=True)
+            click.echo(stage if total is None else f"{stage} ({total:,} to do)", err=True)
             return
         from tqdm import tqdm  # here, since --help needs none
 

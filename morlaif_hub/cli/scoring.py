@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from morlaif_hub.cli.banks import (
+    about_bank,
     bank_option,
     bank_sources,
     choose_reward,
     load_bank,
     reward_options,
+    with_words,
 )
 from morlaif_hub.cli.command import (
     COUNT,
@@ -21,19 +23,14 @@ from morlaif_hub.cli.command import (
     seed_option,
 )
 from morlaif_hub.cli.progress import Progress
-from morlaif_hub.cli.tables import Cell, doubts, legend, paragraphs, printable, table, wrapped
+from morlaif_hub.cli.tables import Cell, printable, table
 from morlaif_hub.evaluation.wording import number
 from morlaif_hub.workspace import Workspace
 
 if TYPE_CHECKING:
     from morlaif_hub.bank.bank import PMBank
-    from morlaif_hub.comparisons import Comparison
+    from morlaif_hub.models.language_model import Dtype
     from morlaif_hub.steering import Steered
-
-SCALE = (
-    "Scores are in standard deviations of each preference model's reference set: 0 is average, "
-    "higher is better."
-)
 
 
 @command("score", with_models=True)
@@ -44,6 +41,19 @@ SCALE = (
 )
 @click.option("--pairs", metavar="SRC", help="Pairs to score instead: a file, folder or data set.")
 @click.option("--limit", type=COUNT, metavar="N", help="Use the first so many pairs.")
+@click.option(
+    "--output",
+    metavar="FOLDER",
+    help="Where the scores of pairs are kept. [default: a folder of their own under scores/ in the "
+    "workspace]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the weights: float32 is exact; bfloat16 takes half the memory, off by about 1 %.",
+)
 def score(
     workspace: Workspace,
     *,
@@ -51,85 +61,46 @@ def score(
     prompt: str | None,
     responses: tuple[str, ...],
     pairs: str | None,
-    limit: int | None,
+    dtype: "Dtype",
+    **kept: Any,
 ) -> Report:
-    """Score responses with every preference model of a bank."""
+    """Score responses with every preference model of a bank.
+
+    With --pairs, both responses of every pair are scored, on a GPU if there is one, and kept as
+    parquet files, 256 pairs each, with the columns id, prompt_id, split, human_choice and, for
+    every objective, its scores of response A and of response B, as in detail_a and detail_b. The
+    file scores.json beside them says what they are scores of. The same command goes on where it
+    was stopped; a larger --limit into the same --output adds what is missing.
+
+    Several processes share the work, as in accelerate launch -m morlaif_hub score ... or torchrun
+    --standalone --nproc_per_node 2 -m morlaif_hub score ...
+
+    --json lists single pairs up to 1,000; of more than that, it only says in which files they are.
+    """
     single = prompt is not None and bool(responses)
     if single == (pairs is not None) or (prompt is not None) != bool(responses):
         raise click.UsageError("give either --prompt and --response, or --pairs")
-    sources = bank_sources(workspace, banks)
-    from morlaif_hub.cli.pairs import read_pairs
-
-    given = read_pairs(pairs, workspace, limit=limit).comparisons if pairs else []
-    bank = load_bank(sources)
     if prompt is not None:
+        if kept["output"] is not None:
+            raise click.UsageError("--output is for --pairs")
+        bank = load_bank(bank_sources(workspace, banks), dtype=dtype)
         return _responses_report(bank, prompt, responses)
-    return _pairs_report(bank, given)
+    from morlaif_hub.cli.score_pairs import PairsWanted, pairs_report
+
+    return pairs_report(workspace, banks, PairsWanted(str(pairs), dtype=dtype, **kept))
 
 
 def _responses_report(bank: "PMBank", prompt: str, responses: Sequence[str]) -> Report:
     scores = bank.score([prompt] * len(responses), responses).tolist()
     data = {
-        **_about(bank),
+        **about_bank(bank),
         "responses": [
             {"response": response, "scores": dict(zip(bank.objectives, row, strict=True))}
             for response, row in zip(responses, scores, strict=True)
         ],
     }
     rows = [[*row, response] for row, response in zip(scores, responses, strict=True)]
-    return Report(data, _with_words(bank, table((*bank.objectives, "response"), rows)))
-
-
-def _pairs_report(bank: "PMBank", pairs: "Sequence[Comparison]") -> Report:
-    names = bank.objectives
-    with Progress() as progress:
-        progress.start("scoring", 2 * len(pairs))
-        scores = bank.score(
-            [list(pair.prompt) for pair in pairs for _ in range(2)],
-            [text for pair in pairs for text in (pair.response_a, pair.response_b)],
-            progress=progress.advance,
-        ).tolist()
-    both = list(zip(pairs, scores[::2], scores[1::2], strict=True))
-    data = {
-        **_about(bank),
-        "pairs": [
-            {
-                "id": pair.id,
-                "human_choice": pair.human_choice,
-                "response_a": dict(zip(names, a, strict=True)),
-                "response_b": dict(zip(names, b, strict=True)),
-            }
-            for pair, a, b in both
-        ],
-    }
-    header = ("pair", *(f"{name} {side}" for name in names for side in "AB"), "people chose")
-    rows: list[list[Cell]] = [
-        [
-            pair.id[:8],
-            *(value for sides in zip(a, b, strict=True) for value in sides),
-            (pair.human_choice or "-").upper(),
-        ]
-        for pair, a, b in both
-    ]
-    return Report(data, _with_words(bank, table(header, rows)))
-
-
-def _about(bank: "PMBank") -> dict[str, Any]:
-    return {"objectives": bank.high_scores, "validation": _verdicts(bank)}
-
-
-def _verdicts(bank: "PMBank") -> dict[str, str | None]:
-    records = {m.objective: m.manifest and m.manifest.validation for m in bank.members}
-    return {name: record.verdict if record else None for name, record in records.items()}
-
-
-def _with_words(bank: "PMBank", *results: str) -> str:
-    return paragraphs(
-        doubts(_verdicts(bank), "preference model"),
-        *results,
-        legend(bank.high_scores),
-        wrapped(SCALE),
-    )
+    return Report(data, with_words(bank, table((*bank.objectives, "response"), rows)))
 
 
 @command("steer", with_models=True)
@@ -199,7 +170,7 @@ def steer(
 
 def _steered_report(bank: "PMBank", steered: "Steered", method: str) -> Report:
     data = {
-        **_about(bank),
+        **about_bank(bank),
         "method": method,
         "scalarizer": steered.scalarizer,
         "weights": steered.weights,
@@ -211,7 +182,7 @@ def _steered_report(bank: "PMBank", steered: "Steered", method: str) -> Report:
         for rank, candidate in enumerate(steered.candidates, 1)
     ]
     weights = ", ".join(f"{name} {number(value)}" for name, value in steered.weights.items())
-    text = _with_words(
+    text = with_words(
         bank,
         printable(steered.best.text),
         f"{steered.scalarizer} of {weights}",

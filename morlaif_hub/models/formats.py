@@ -39,7 +39,8 @@ def prompt_text(tokenizer: Any, prompt: Sequence[Message]) -> str:
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Return a text's token ids, with no special tokens added."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    # Not verbose, since it would warn of texts that are cut later.
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 

@@ -1,0 +1,1 @@
+"""Scoring sets of any size: by several processes, part by part, into files that stay."""
