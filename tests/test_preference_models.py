@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from morlaif_hub.bank.bank import PMBank
 from morlaif_hub.bank.classifier import load_classifier
+from morlaif_hub.bank.trunk import head_inputs, layer_list
 from morlaif_hub.comparisons import Comparison
 from morlaif_hub.errors import OptionError, TrainingError
 from morlaif_hub.hub.artifact import open_artifact
@@ -31,7 +32,7 @@ from morlaif_hub.preference_models.preferences import Preferences, human_prefere
 from morlaif_hub.preference_models.train import TrainSettings, train_preference_models
 from morlaif_hub.principles import Principle, load_constitution
 from tests.manifests import base_identity, preference_model_manifest
-from tests.tiny import save_tiny, tiny_tokenizer
+from tests.tiny import AnyKind, save_tiny, tiny_tokenizer
 
 DATASET = DatasetReference(repo_id=None, revision=None, sha256="0" * 64)
 SETTINGS = TrainSettings(
@@ -172,19 +173,12 @@ def test_how_many_pairs_are_trained_on_at_once(
 
 
 def test_several_principles_share_one_pass_of_the_base(
-    base: ModelFolder, preferences: Preferences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: ModelFolder, preferences: Preferences, tmp_path: Path
 ) -> None:
     other = replace(
         preferences,
         principle=load_constitution().get("empathy"),
         probabilities=1.0 - preferences.probabilities,
-    )
-    read: list[int] = []
-    original = FrozenFeatures._run
-    monkeypatch.setattr(
-        FrozenFeatures,
-        "_run",
-        lambda self, batch: (read.append(len(batch)), original(self, batch))[1],
     )
     told: list[tuple[str, int, int]] = []
     manifests = train_preference_models(
@@ -196,12 +190,12 @@ def test_several_principles_share_one_pass_of_the_base(
     )
     texts = {c.response_a for c in preferences.decided.comparisons}
     texts |= {c.response_b for c in preferences.decided.comparisons}
-    assert sum(read) == len(texts)
     assert [m.principle.name for m in manifests] == ["toxicity", "empathy"]
     stages = {stage for stage, _, _ in told}
     assert stages == {"read", "train toxicity", "train empathy", "measure"}
     last = {stage: (done, total) for stage, done, total in told}
     assert all(done == total for done, total in last.values()), last
+    assert last["read"] == (len(texts), len(texts))  # once for both
     bank = PMBank.from_pretrained([tmp_path / "a", tmp_path / "b"], base=base.path)
     scores = bank.score(["Say 1", "Say 1"], ["abcd abcd !!", "abcd abcd xy"], calibrated=False)
     assert scores[0, 0] > scores[1, 0]
@@ -259,6 +253,33 @@ def test_training_from_kept_states_equals_the_whole_model(base: ModelFolder) -> 
     assert any("lora_B" in name for name in gradients[0])
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_what_the_head_reads_and_what_enters_a_layer_is_that_of_each_text_alone(
+    kind: AnyKind, tmp_path: Path
+) -> None:
+    model = load_classifier(
+        save_tiny(tmp_path, kind, layers=3), dtype=torch.float32, pad_token_id=0
+    )
+    texts = [tuple(range(5, 35)), (*range(5, 25), 60, 61), (7, 8, 9), tuple(range(5, 25))]
+    made = FrozenFeatures(model, depth=2, pad_token_id=0)
+    told: list[int] = []
+    made.add([*texts, *texts], progress=told.append)
+    assert sum(told) == len(texts)
+    layers = layer_list(model)
+    assert layers is not None
+    for text in texts:
+        entering: list[torch.Tensor] = []
+        hook = layers[2].register_forward_pre_hook(
+            lambda _module, given, kept=entering: kept.append(given[0])
+        )
+        with torch.no_grad(), head_inputs(model) as read:
+            model(input_ids=torch.tensor([text]))
+        hook.remove()
+        torch.testing.assert_close(made._entering[text], entering[0][0], atol=1e-5, rtol=1e-4)
+        alone = read[0].flatten(0, -2)[-1]
+        torch.testing.assert_close(made.read_out([text])[0], alone, atol=1e-5, rtol=1e-4)
 
 
 def test_a_head_is_fitted_on_what_matters() -> None:

@@ -110,6 +110,13 @@ ALL_ATTENTION_FUNCTIONS.register(ASKING, _packed)
 ALL_MASK_ATTENTION_FUNCTIONS.register(ASKING, _rule_as_mask)
 
 
+def attention_configs(model: nn.Module) -> list[Any]:
+    """Return the configurations that say which attention a model's modules use, each once."""
+    found = [module.config for module in model.modules() if hasattr(module, "config")]
+    usable = [c for c in found if hasattr(c, "_attn_implementation_internal")]
+    return list({id(config): config for config in usable}.values())
+
+
 @contextmanager
 def attended_by(attending: Attending, configs: Sequence[Any], name: str) -> Iterator[None]:
     """Within this context the models of these configurations ask `attending` for attention."""

@@ -1,4 +1,4 @@
-"""Loading sequence classifiers from local folders, in safetensors, with what they lack."""
+"""Sequence classifiers: loaded from local folders, with what these lack, and their heads."""
 
 import logging
 from collections.abc import Iterator
@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
+
+from morlaif_hub.errors import TrainingError
 
 
 @contextmanager
@@ -67,3 +70,19 @@ def load_with_gaps(
     gaps: dict[str, tuple[int, ...] | None] = dict.fromkeys(sorted(found["missing_keys"]))
     gaps |= {name: tuple(shape) for name, shape, _ in found["mismatched_keys"]}
     return Loaded(model.eval(), gaps)
+
+
+def score_head(model: Any) -> nn.Module:
+    """Return the linear layer that makes a classifier's score.
+
+    Raises:
+        TrainingError: If the model has no head of a known kind.
+    """
+    for name in ("score", "classifier"):
+        head = getattr(model, name, None)
+        if isinstance(head, nn.Linear):
+            return head
+    raise TrainingError(
+        f"{type(model).__name__} has no linear 'score' or 'classifier' head; use a base whose "
+        "sequence classifier ends in one, such as Llama, Qwen, Gemma, GPT-2 or BERT"
+    )

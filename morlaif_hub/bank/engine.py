@@ -8,7 +8,8 @@ at every load, against plain PEFT.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +20,12 @@ from morlaif_hub.bank.kernels import TORCH, KernelName, choose_kernel
 from morlaif_hub.bank.layout import Ids
 from morlaif_hub.bank.packed import PackedScorer
 from morlaif_hub.bank.padded import PaddedScorer
-from morlaif_hub.bank.trunk import layer_list
+from morlaif_hub.bank.trunk import Features, layer_list
 from morlaif_hub.errors import ArtifactError, OptionError, ScoreError
 
 _LOG = logging.getLogger("morlaif_hub.bank")
 
+T = TypeVar("T")
 Method = Literal["packed", "padded"]
 EXACT = {torch.float32: 1e-4, torch.float64: 1e-4}
 """How far scores may be off plain PEFT's, as a share of the largest of them and of 1."""
@@ -59,6 +61,9 @@ class Scorer(Protocol):
 
     def score(self, texts: Sequence[Ids]) -> Tensor:
         """Return raw scores, float32 on the CPU, shape (texts, adapters)."""
+
+    def features(self, texts: Sequence[Ids], depth: int) -> list[Features]:
+        """Return what the model without adapters makes of texts."""
 
 
 class Engine:
@@ -136,13 +141,42 @@ class Engine:
         self._check_known(read)
         scored: dict[Ids, Tensor] = {}
         for texts in self._apart(sorted(set(read))):
-            for batch, scores in self._batches(texts):
+            for batch, scores in self._batches(texts, self._scorer.score):
                 scored.update(zip(batch, scores, strict=True))
                 if progress:
                     progress(len(batch))
         if not sequences:
             return torch.empty(0, max(len(self._slots), 1))
         return torch.stack([scored[ids] for ids in read])
+
+    def features(
+        self,
+        sequences: Sequence[Ids],
+        depth: int,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[Ids, Features]]:
+        """Yield what the model without its adapters makes of each different sequence.
+
+        Args:
+            sequences: Token ids.
+            depth: The layer whose entering states are wanted.
+            progress: Told how many different sequences were just done.
+
+        Raises:
+            ScoreError: If a single sequence does not fit into memory.
+            TrainingError: If the model's head is of no known kind.
+        """
+        whole: dict[Ids, list[Ids]] = {}
+        for ids in dict.fromkeys(sequences):
+            whole.setdefault(self._read(ids), []).append(ids)
+        self._check_known(list(whole))
+        for texts in self._apart(sorted(whole)):
+            for batch, found in self._batches(texts, partial(self._scorer.features, depth=depth)):
+                for ids, states in zip(batch, found, strict=True):
+                    yield from ((given, states) for given in whole[ids])
+                if progress:
+                    progress(sum(len(whole[ids]) for ids in batch))
 
     def _check_known(self, texts: Sequence[Ids]) -> None:
         count = self.model.get_input_embeddings().num_embeddings
@@ -176,19 +210,21 @@ class Engine:
             return [texts]
         return [[t for t in texts if (len(t) > self._short) == far] for far in (False, True)]
 
-    def _batches(self, texts: list[Ids]) -> Iterator[tuple[list[Ids], Tensor]]:
-        """Yield texts in batches, with their scores; smaller ones once memory ran out."""
+    def _batches(
+        self, texts: list[Ids], compute: Callable[[Sequence[Ids]], T]
+    ) -> Iterator[tuple[list[Ids], T]]:
+        """Yield texts in batches, with what was computed; smaller ones once memory ran out."""
         tokens = self.settings.row_tokens
         while texts:
             batch = self._scorer.batch(texts, tokens)
             try:
-                scores = self._scorer.score(batch)
+                computed = compute(batch)
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
                 tokens = self._smaller(batch, tokens, error)
                 continue
-            yield batch, scores
+            yield batch, computed
             texts = texts[len(batch) :]
 
     def _smaller(self, batch: list[Ids], tokens: int, error: BaseException) -> int:

@@ -24,12 +24,13 @@ from morlaif_hub.bank.attention import (
     SegmentAttention,
     States,
     attended_by,
+    attention_configs,
 )
 from morlaif_hub.bank.flex import FlexAttention
 from morlaif_hub.bank.in_place import InPlace, entries, replaced
 from morlaif_hub.bank.kernels import Kernel
 from morlaif_hub.bank.layout import SHORTEST_PREFIX, Ids, Layout, lay_out, rows
-from morlaif_hub.bank.trunk import layer_list
+from morlaif_hub.bank.trunk import Features, head_inputs, layer_list
 
 Slot = str | None
 """An adapter's name in the model; None is the model without adapters."""
@@ -82,7 +83,7 @@ class PackedScorer:
         self._layers = list(layers)
         depth = len(self._layers)
         self._entries = entries(self.classifier, self._layers, slots) if slots else [depth]
-        self._configs = _configs(self.classifier)
+        self._configs = attention_configs(self.classifier)
         self._padding_position = _padding_position(self.classifier)
         self._in_place = InPlace(self.classifier, kernel.product)
         asked = self._ask()
@@ -110,11 +111,7 @@ class PackedScorer:
         Returns:
             float32 on the CPU, shape (texts, adapters).
         """
-        layout = lay_out(
-            texts,
-            shortest_prefix=SHORTEST_PREFIX if self.sharing else None,
-            read_first=not self.causal,
-        )
+        layout = self._laid_out(texts)
         with self._in_place.applied() as choice:
             row = _Row(self, layout)
             with attended_by(row, self._configs, PACKED):
@@ -133,6 +130,27 @@ class PackedScorer:
                     columns.append(row.tail(finals[bare]))
         return torch.stack(columns, dim=1).float().cpu()
 
+    @torch.no_grad()
+    def features(self, texts: Sequence[Ids], depth: int) -> list[Features]:
+        """Return what the model without adapters makes of texts.
+
+        Args:
+            texts: In lexicographic order; they are one row.
+            depth: The layer whose entering states are wanted.
+        """
+        layout = self._laid_out(texts)
+        with self._in_place.applied():
+            row = _Row(self, layout)
+            with attended_by(row, self._configs, PACKED):
+                trunk = row.trunk({depth})
+                with head_inputs(self.classifier) as seen:
+                    row.tail(row.finish(trunk, depth, {}))
+        states = trunk.states[depth][0].cpu()
+        return [
+            Features(torch.cat([states[start:end] for start, end in read.path]), at_head)
+            for read, at_head in zip(layout.reads, seen[0].flatten(1).float().cpu(), strict=True)
+        ]
+
     def _stages(self) -> "Iterator[_Stage]":
         """Yield what begins with one trunk: first the bare base's, then those with their own."""
         last = len(self._layers) - 1
@@ -147,6 +165,13 @@ class PackedScorer:
         for slot, entry in zip(self.slots, self._entries, strict=True):
             if entry < 0:
                 yield _Stage(slot, [(slot, 0)])
+
+    def _laid_out(self, texts: Sequence[Ids]) -> Layout:
+        return lay_out(
+            texts,
+            shortest_prefix=SHORTEST_PREFIX if self.sharing else None,
+            read_first=not self.causal,
+        )
 
     def _ask(self) -> Asking:
         asked = Asking(len(self._layers))
@@ -360,13 +385,6 @@ class _Row:
         if self._read is None:
             raise NotPackableError("the last layer was not reached")
         return self._read
-
-
-def _configs(model: nn.Module) -> list[Any]:
-    """Return the configurations that say which attention a model's modules use, each once."""
-    found = [module.config for module in model.modules() if hasattr(module, "config")]
-    usable = [c for c in found if hasattr(c, "_attn_implementation_internal")]
-    return list({id(config): config for config in usable}.values())
 
 
 def _padding_position(model: nn.Module) -> int | None:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from morlaif_hub.bank.in_place import entries
 from morlaif_hub.bank.layout import Ids
-from morlaif_hub.bank.trunk import SharedTrunk, layer_list
+from morlaif_hub.bank.trunk import Features, SharedTrunk, head_inputs, layer_list
 
 
 class PaddedScorer:
@@ -66,11 +66,7 @@ class PaddedScorer:
         Returns:
             float32 on the CPU, shape (texts, adapters).
         """
-        rows = [torch.tensor(text) for text in texts]
-        device = self._model.device
-        ids = pad_sequence(rows, batch_first=True, padding_value=self._pad).to(device)
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device)
+        ids, mask = self._inputs(texts)
         if not self._slots:
             return self._logits(ids, mask).float().cpu()
         if self._trunk.depth == 0:
@@ -78,6 +74,48 @@ class PaddedScorer:
         states = self._trunk.states(ids, mask)
         with self._trunk.resumed(lambda _tokens: states):
             return self._adapted(ids, mask)
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[Ids], depth: int) -> list[Features]:
+        """Return what the model without adapters makes of texts.
+
+        Args:
+            texts: One batch, from `batch`.
+            depth: The layer whose entering states are wanted.
+        """
+        ids, mask = self._inputs(texts)
+        entering: list[Tensor] = []
+
+        def keep(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            entering.append(given[0] if given else named["hidden_states"])
+
+        layers = layer_list(self._model)
+        hook = layers[depth].register_forward_pre_hook(keep, with_kwargs=True) if layers else None
+        try:
+            with head_inputs(self._model) as seen:
+                self._logits(ids, mask)
+        finally:
+            if hook:
+                hook.remove()
+        read = self._at_read_out(seen[0], ids).float().cpu()
+        states = entering[0].cpu() if entering else ids.new_empty(len(texts), ids.shape[1], 0)
+        return [Features(states[i, : len(text)].clone(), read[i]) for i, text in enumerate(texts)]
+
+    def _at_read_out(self, states: Tensor, ids: Tensor) -> Tensor:
+        """Return the state that a classifier reads: at the right-most id that is no padding."""
+        if states.dim() == 2:  # encoders pool before their head
+            return states
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        last = torch.where(ids != self._pad, positions, -1).amax(1).clamp(min=0)
+        return states[torch.arange(len(ids), device=ids.device), last]
+
+    def _inputs(self, texts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+        rows = [torch.tensor(text) for text in texts]
+        device = self._model.device
+        ids = pad_sequence(rows, batch_first=True, padding_value=self._pad).to(device)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device)
+        return ids, mask
 
     def _adapted(self, ids: Tensor, mask: Tensor) -> Tensor:
         columns = []

@@ -11,10 +11,24 @@ Source:
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from morlaif_hub.bank.classifier import score_head
+
+
+class Features(NamedTuple):
+    """What a frozen model makes of a text.
+
+    Attributes:
+        entering: The states that enter a layer, shape (tokens, width), in the model's type.
+        read: What the score head reads, float32, shape (width,).
+    """
+
+    entering: Tensor
+    read: Tensor
 
 
 class _Reached(Exception):
@@ -34,6 +48,21 @@ def layer_list(model: Any) -> nn.ModuleList | None:
     nested = {inner for outer in lists for inner in outer.modules() if inner is not outer}
     found = [m for m in lists if len(m) == depth and m not in nested]
     return found[0] if len(found) == 1 else None
+
+
+@contextmanager
+def head_inputs(model: Any) -> Iterator[list[Tensor]]:
+    """Within this context, keep what a classifier's score head is given."""
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen.append(given[0])
+
+    hook = score_head(model).register_forward_pre_hook(keep)
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 class SharedTrunk:

@@ -23,10 +23,11 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 from trl import RewardConfig, RewardTrainer
 
+from morlaif_hub.bank.layout import Ids
 from morlaif_hub.bank.trunk import layer_list
 from morlaif_hub.errors import OptionError, TrainingError
 from morlaif_hub.hub.client import without_telemetry
-from morlaif_hub.preference_models.features import FrozenFeatures, Ids
+from morlaif_hub.preference_models.features import FrozenFeatures
 
 Array = NDArray[np.float64]
 
