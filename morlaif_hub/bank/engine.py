@@ -45,7 +45,7 @@ class EngineSettings:
 
     method: Literal["auto", "packed", "padded"] = "auto"
     kernel: Literal["auto", "torch", "onednn"] = "auto"
-    row_tokens: int = 4096
+    row_tokens: int = 2048
     share_prefixes: bool = True
 
     def __post_init__(self) -> None:
@@ -179,7 +179,7 @@ class Engine:
                     progress(sum(len(whole[ids]) for ids in batch))
 
     def _check_known(self, texts: Sequence[Ids]) -> None:
-        count = self.model.get_input_embeddings().num_embeddings
+        count = _vocabulary(self.model)
         for ids in texts:
             if max(ids) >= count:
                 raise OptionError(
@@ -205,6 +205,7 @@ class Engine:
         """Return texts that a model may read together.
 
         One with two tables of positions, for short and for long texts, takes that of the longest.
+        Padding at a text's end does not count: what matters is up to where it is read.
         """
         if self._short is None:
             return [texts]
@@ -315,10 +316,17 @@ class Engine:
 
 def _probes(model: Any, pad: int) -> list[Ids]:
     """Return three texts: two that share a prefix, and another. None has padding."""
-    count = model.get_input_embeddings().num_embeddings
+    count = _vocabulary(model)
     ids = [(37 * i + 11) % count for i in range(60)]
     ids = [i for i in ids if i != pad]
     return [tuple(ids[:16]), (*ids[:10], *ids[20:25]), tuple(ids[30:37])]
+
+
+def _vocabulary(model: Any) -> int:
+    """Return how many tokens a model knows; an adapter may be around its embeddings."""
+    embeddings = model.get_input_embeddings()
+    count: int = getattr(embeddings, "base_layer", embeddings).weight.shape[0]
+    return count
 
 
 def _short(model: Any) -> int | None:
