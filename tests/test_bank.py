@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,30 @@ def test_what_is_too_long_is_cut_on_the_left_and_counted(
     ]
     assert torch.equal(scores[0], scores[1])  # what is left of them is the same
     assert not torch.equal(scores[0], scores[2])
+
+
+def test_golden_texts_do_not_count_as_cut(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pm = make_pm(tmp_path / "pm", base, "detail")
+    manifest = read_manifest(pm, PreferenceModelManifest)
+    _reseal(pm, input_format=replace(CHAT, max_length=40))
+    with caplog.at_level("WARNING", "morlaif_hub"), suppress(ArtifactError):
+        assert PMBank.from_pretrained(pm, base=base).texts_cut == 0
+    assert manifest.golden.scores
+    assert not [said for said in caplog.messages if "cut" in said]
+
+
+def test_progress_sums_up_to_the_responses(pms: list[Path], base: Path, tmp_path: Path) -> None:
+    other = save_tiny(tmp_path / "other", "llama", layers=2, seed=3)
+    pm = make_pm(tmp_path / "pm", other, "factuality")
+    model_folder(base)
+    bank = PMBank.from_pretrained([*pms, pm])
+    told: list[int] = []
+    bank.score(PROMPTS * 3, RESPONSES * 3, progress=told.append)
+    assert sum(told) == 12
+    assert len(told) >= 2  # one for each base
+    assert all(count > 0 for count in told)
 
 
 def test_only_a_text_without_any_token_cannot_be_scored(base: Path, tmp_path: Path) -> None:

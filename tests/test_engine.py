@@ -215,23 +215,58 @@ def test_a_wanted_way_that_is_not_exact_is_an_error() -> None:
         Engine(model, pad_token_id=99, adapters={}, settings=EngineSettings(method="packed"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head", [1.0, 1e-3])
 def test_a_model_whose_layers_do_more_than_their_attention_says_is_found_out(
-    folder: Path, caplog: pytest.LogCaptureFixture
+    head: float, dtype: torch.dtype, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One that mixes neighbours in the row, as convolutions do: no rule of attention shows it."""
-    model = classifier(folder)
+    """One that mixes the tokens of a row, as recurrence does: no rule of attention shows it."""
+    model = load_classifier(folder, dtype=dtype, pad_token_id=PAD)
+    torch.manual_seed(0)
+    model.score.weight.data = head * torch.randn(1, 32, dtype=dtype)
     layers = layer_list(model)
     assert layers is not None
 
     def mix(_module: nn.Module, _given: Any, result: torch.Tensor) -> torch.Tensor:
-        before = nn.functional.pad(result, (0, 0, 1, 0))[:, :-1]
-        return result + 0.5 * before
+        count = torch.arange(1, result.shape[1] + 1)[:, None]
+        return result + (result.float().cumsum(1) / count).to(result.dtype)
 
     layers[1].register_forward_hook(mix)
     with caplog.at_level(logging.WARNING, "morlaif_hub"):
         made = Engine(model, pad_token_id=PAD, adapters={})
     assert made.method == "padded"
     assert "scores of packed texts would be off by" in made.why
+
+
+def test_an_adapter_that_is_merged_wrongly_is_found_out(
+    folder: Path, adapters: dict[str, AdapterFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probes are short, and adapters are merged for many tokens only: both ways are tried."""
+    right = torch.addmm
+
+    def wrong(*given: Any, alpha: float = 1.0, **named: Any) -> torch.Tensor:
+        return right(*given, alpha=2 * alpha, **named)
+
+    monkeypatch.setattr(torch, "addmm", wrong)
+    made = engine(folder, adapters)
+    assert made.method == "padded"
+    assert "scores of packed texts would be off by" in made.why
+
+
+def test_a_model_that_has_adapters_is_not_given_others(
+    folder: Path, adapters: dict[str, AdapterFiles]
+) -> None:
+    model = classifier(folder)
+    Engine(model, pad_token_id=PAD, adapters=adapters)
+    with pytest.raises(OptionError, match="the model has adapters already"):
+        Engine(model, pad_token_id=PAD, adapters=adapters)
+
+
+def test_a_model_that_reads_no_single_text_is_named(folder: Path) -> None:
+    model = classifier(folder)
+    model.forward = lambda **_given: 1 / 0
+    with pytest.raises(ArtifactError, match="cannot score a text: ZeroDivisionError"):
+        Engine(model, pad_token_id=PAD, adapters={})
 
 
 def test_damaged_weights_of_the_base_are_found_at_load(folder: Path) -> None:
@@ -332,4 +367,9 @@ def test_the_kernel_is_torchs_own_where_onednn_is_of_no_use() -> None:
     small = torch.zeros(64, 64)
     assert choose_kernel(small, "torch") == TORCH
     assert choose_kernel(small.bfloat16(), "onednn") == TORCH
-    assert choose_kernel(small, "onednn") in (TORCH, ONEDNN)
+    assert choose_kernel(None, "onednn") == TORCH
+
+
+def test_what_onednn_does_not_take_goes_to_torch() -> None:
+    states, weight = torch.randn(3, 8, dtype=torch.float64), torch.randn(4, 8, dtype=torch.float64)
+    torch.testing.assert_close(ONEDNN.product(states, weight, None), states @ weight.t())

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morlaif_hub.bank.flex import subtree_ends
-from morlaif_hub.bank.layout import Ids, Layout, common_start, lay_out, rows
+from morlaif_hub.bank.layout import SHORTEST_PREFIX, Ids, Layout, common_start, lay_out, row_end
 
 # Few different tokens, so that texts have much in common.
-TEXTS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=12).map(tuple), min_size=1)
+TEXTS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=24).map(tuple), min_size=1)
 
 
 def along(layout: Layout, path: tuple[tuple[int, int], ...]) -> Ids:
@@ -64,11 +64,21 @@ def test_rows_have_every_text_once_and_no_more_tokens(
     texts: list[Ids], row_tokens: int, sharing: bool
 ) -> None:
     texts = sorted(set(texts))
-    found = list(rows(texts, row_tokens=row_tokens, sharing=sharing))
-    assert [text for row in found for text in row] == texts
-    for row in found:
-        laid_out = lay_out(row, shortest_prefix=1 if sharing else None)
-        assert len(row) == 1 or len(laid_out.ids) <= row_tokens
+    start = 0
+    while start < len(texts):
+        end = row_end(texts, start, row_tokens=row_tokens, sharing=sharing)
+        assert end > start
+        row, start = texts[start:end], end
+        laid_out = lay_out(row, shortest_prefix=SHORTEST_PREFIX if sharing else None)
+        beginning = common_start(row[0], row[-1]) if sharing else 0
+        assert len(row) == 1 or len(laid_out.ids) <= row_tokens + beginning
+
+
+def test_a_prompt_that_is_longer_than_a_row_is_computed_once_for_all_responses() -> None:
+    prompt = tuple(range(1000))
+    texts = [(*prompt, *range(2000 + 50 * i, 2050 + 50 * i)) for i in range(8)]
+    assert row_end(texts, 0, row_tokens=400, sharing=True) == 7
+    assert row_end(texts, 0, row_tokens=400, sharing=False) == 1
 
 
 @given(TEXTS)

@@ -30,7 +30,7 @@ from morlaif_hub.errors import DataError, ScoreError, WorkspaceError
 from morlaif_hub.hub.manifest import SourceRecord, manifest_sha256
 from morlaif_hub.scoring import pairs as scoring
 from morlaif_hub.scoring.pairs import ScoredPairs
-from morlaif_hub.scoring.parts import METADATA, PARTS, RECORD, ScoredBy, ScoresOf, scored_by
+from morlaif_hub.scoring.parts import METADATA, PARTS, RECORD, ScoredBy, ScoresOf, lock, scored_by
 from morlaif_hub.scoring.summary import summarize
 from morlaif_hub.statistics import bootstrap_interval
 from tests.hub_workspace import Made
@@ -595,6 +595,29 @@ def two_processes(folder: Path, *arguments: str | Path, **environment: str) -> T
         done.returncode,
         [path.read_text() for path in sorted(folder.glob("scored-by-*"))],
     )
+
+
+def test_two_runs_do_not_write_into_one_folder(bank: Path, tmp_path: Path) -> None:
+    pairs = write_rows(tmp_path / "p.jsonl", [True] * 3)
+    arguments = ("score", "--bank", bank, "--pairs", pairs, "--output", tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    held = lock(tmp_path / "out/.lock")
+    assert held is not None
+    refused = run(*arguments)
+    assert refused.exit_code == 1
+    assert "another run is writing scores into" in refused.stderr
+    assert not list((tmp_path / "out").glob(PARTS))
+    held.close()
+    assert printed(*arguments, "--json")["count"] == 3
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_folder_that_was_there_stays(bank: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    pairs = write_rows(tmp_path / "p.jsonl", [False] * 3)
+    failed = run("score", "--bank", bank, "--pairs", pairs, "--output", tmp_path / "out")
+    assert failed.exit_code == 1
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from morlaif_hub.bank.layout import Layout, Slices
+from morlaif_hub.bank.layout import Layout, Node, Slices
 
 PACKED, ASKING = "morlaif_packed", "morlaif_asking"
 """Names of attention implementations: to compute, and to find out each layer's rule."""
@@ -52,6 +52,11 @@ class Rule:
     """
 
     function: Callable[..., Any]
+
+    @property
+    def plain(self) -> bool:
+        """Whether each token sees itself and all before it, and this is known at once."""
+        return self.function is causal_mask_function
 
     @property
     def causal(self) -> bool:
@@ -140,15 +145,11 @@ class Asking:
 
     Attributes:
         layer: The one that is running; set by whoever runs them.
-        tuples: Whether each layer returns a tuple; set in the same way.
-        rules: Of each layer, after `check`.
     """
 
     def __init__(self, depth: int) -> None:
-        self.rules: list[Rule] = []
-        self.tuples: list[bool] = [False] * depth
-        self._found: list[list[Any]] = [[] for _ in range(depth)]
         self.layer = 0
+        self._found: list[list[Any]] = [[] for _ in range(depth)]
 
     def attend(
         self, _module: nn.Module, states: States, _scaling: float | None, more: dict[str, Any]
@@ -158,15 +159,22 @@ class Asking:
         query, _, value = states
         return query.new_zeros(*query.shape[:3], value.shape[3]).transpose(1, 2)
 
-    def check(self, name: str) -> None:
-        """Keep the rules, if every layer asked for attention once and was told its rule."""
+    def rules(self, name: str) -> list[Rule]:
+        """Return the rules, if every layer asked for attention once and was told its own.
+
+        Args:
+            name: Of the model, for the error.
+
+        Raises:
+            NotPackableError: If one did not.
+        """
         for index, found in enumerate(self._found):
             if len(found) != 1 or not isinstance(found[0], Rule):
                 raise NotPackableError(
                     f"layer {index} of {name} has no attention, or one of its own kind, which "
                     "cannot be asked who sees whom"
                 )
-            self.rules.append(found[0])
+        return [found[0] for found in self._found]
 
 
 class RowAttention(Protocol):
@@ -193,20 +201,23 @@ class SegmentAttention:
     def __init__(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> None:
         self._layout = layout
         self._dtype, self._device = dtype, device
-        self._masks: dict[tuple[Rule, int, int], _Mask] = {}
+        self._known: dict[tuple[Rule, int, int, int], _Mask] = {}
 
     def of_row(self, rule: Rule, states: States, call: "Call") -> Tensor:
         """Return attention for every token, shape (1, tokens, heads, width)."""
         query, key, value = states
-        found = [
-            call(
-                query[:, :, node.start : node.end],
-                taken(key, node.path),
-                taken(value, node.path),
-                self._mask(rule, node.position, node.end - node.start),
-            )
-            for node in self._layout.nodes
-        ]
+        found = []
+        for node in self._layout.nodes:
+            keys, values = taken(key, node.path), taken(value, node.path)
+            for start, end in _blocks(rule, node):
+                positions = range(
+                    node.position + start - node.start, node.position + end - node.start
+                )
+                mask = self._mask(rule, positions, positions.stop if rule.plain else keys.shape[2])
+                seen = slice(mask.first, mask.first + mask.keys)
+                found.append(
+                    call(query[:, :, start:end], keys[:, :, seen], values[:, :, seen], mask)
+                )
         return torch.cat(found, dim=1)
 
     def of_reads(
@@ -223,52 +234,75 @@ class SegmentAttention:
         key, value = keys_and_values
         found = []
         for i, read in enumerate(self._layout.reads):
-            keys = sum(end - start for start, end in read.path)
-            mask = self._mask(rule, read.position, 1, keys)
-            path = read.path
-            found.append(call(query[:, :, i : i + 1], taken(key, path), taken(value, path), mask))
+            count = sum(end - start for start, end in read.path)
+            mask = self._mask(rule, range(read.position, read.position + 1), count)
+            seen = slice(mask.first, mask.first + mask.keys)
+            keys, values = (taken(states, read.path)[:, :, seen] for states in (key, value))
+            found.append(call(query[:, :, i : i + 1], keys, values, mask))
         return torch.cat(found, dim=1)
 
-    def _mask(self, rule: Rule, position: int, queries: int, keys: int | None = None) -> "_Mask":
-        keys = position + queries if keys is None else keys
-        known = self._masks.get((rule, position, keys))
-        if known is None or known.queries != queries:
-            known = self._made(rule, range(position, position + queries), keys)
-            self._masks[rule, position, keys] = known
-        return known
+    def _mask(self, rule: Rule, queries: range, keys: int) -> "_Mask":
+        named = (rule, queries.start, queries.stop, keys)
+        if named in self._known:
+            return self._known[named]
+        mask = _mask(rule, queries, keys, self._device)
+        if mask.seen is None or mask.seen.numel() <= LARGEST_KEPT:
+            self._known[named] = mask
+        return mask
 
-    def _made(self, rule: Rule, queries: range, keys: int) -> "_Mask":
-        square = len(queries) == keys
-        if square and rule.function is causal_mask_function:
-            return _Mask(len(queries), causal=keys > 1, added=None)
-        seen = rule.allowed(queries, keys)
-        if bool(seen.all()):
-            return _Mask(len(queries), causal=False, added=None)
-        if square and torch.equal(seen, torch.ones_like(seen).tril()):
-            return _Mask(len(queries), causal=True, added=None)
-        added = _additive(seen, self._dtype).to(self._device)
-        return _Mask(len(queries), causal=False, added=added)
+
+QUERIES_AT_ONCE = 1024
+"""In attention with windows: a text's later tokens do not see its first ones."""
+LARGEST_KEPT = 1 << 20
+"""Elements of a mask that is made once for all layers."""
+
+
+def _blocks(rule: Rule, node: Node) -> Iterator[tuple[int, int]]:
+    """Yield a node's places in the row, in stretches that are attended for together."""
+    step = node.end - node.start if rule.plain else QUERIES_AT_ONCE
+    for start in range(node.start, node.end, step):
+        yield start, min(start + step, node.end)
 
 
 @dataclass(frozen=True)
 class _Mask:
-    """What a query may see: what `added` says, else all or, if `causal`, what is not later."""
+    """What some queries see of some keys.
 
-    queries: int
-    causal: bool
-    added: Tensor | None
+    Attributes:
+        first: The first key that is taken.
+        keys: How many are.
+        causal: Whether each query sees the keys up to its own, and both are as many.
+        seen: Which are seen, shape (queries, keys); None for all, or those that `causal` says.
+    """
 
-    def dense(self, keys: int, like: Tensor) -> Tensor | None:
-        """Return it as a tensor to be added to the scores; None if everything is seen."""
-        if self.added is None and self.causal:
-            seen = torch.ones(self.queries, keys, dtype=torch.bool).tril()
-            return _additive(seen, like.dtype).to(like.device)
-        return self.added
+    first: int
+    keys: int
+    causal: bool = False
+    seen: Tensor | None = None
+
+    def additive(self, like: Tensor) -> Tensor | None:
+        """Return it as numbers to be added to scores; None if all are seen."""
+        seen = self.seen
+        if self.causal:
+            seen = torch.ones(self.keys, self.keys, dtype=torch.bool, device=like.device).tril()
+        if seen is None:
+            return None
+        hidden = torch.full(seen.shape, torch.finfo(like.dtype).min, dtype=like.dtype)
+        return hidden.to(like.device).masked_fill(seen, 0.0)[None, None]
 
 
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    hidden = torch.tensor(torch.finfo(dtype).min, dtype=dtype)
-    return torch.where(seen, torch.zeros((), dtype=dtype), hidden)[None, None]
+def _mask(rule: Rule, queries: range, keys: int, device: torch.device) -> _Mask:
+    if rule.plain and len(queries) == keys:
+        return _Mask(0, keys, causal=keys > 1)
+    seen = rule.allowed(queries, keys)
+    wanted = seen.any(0).nonzero()
+    first, end = int(wanted[0]), int(wanted[-1]) + 1
+    seen = seen[:, first:end]
+    if bool(seen.all()):
+        return _Mask(first, end - first)
+    if seen.shape[0] == seen.shape[1] and torch.equal(seen, torch.ones_like(seen).tril()):
+        return _Mask(first, end - first, causal=True)
+    return _Mask(first, end - first, seen=seen.to(device))
 
 
 def taken(states: Tensor, slices: Slices) -> Tensor:
@@ -306,17 +340,15 @@ class Call:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: _Mask) -> Tensor:
         """Return attended values, shape (batch, queries, heads, width)."""
         if self._own is not None:
-            dense = mask.dense(key.shape[2], query)
-            values: Tensor = self._own(
-                self._module, query, key, value, dense, scaling=self.scaling, dropout=0.0,
-                **self.more,
-            )[0]  # fmt: skip
+            told = {"scaling": self.scaling, "dropout": 0.0, **self.more}
+            added = mask.additive(query)
+            values: Tensor = self._own(self._module, query, key, value, added, **told)[0]
             return values
         found = nn.functional.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=mask.added,
+            attn_mask=mask.seen,
             is_causal=mask.causal,
             scale=self.scaling,
             enable_gqa=key.shape[1] != query.shape[1],

@@ -20,6 +20,8 @@ from morlaif_hub.hub.manifest import BankManifest, Calibration, GoldenScores, In
 from morlaif_hub.models.formats import encode_whole_pair
 from morlaif_hub.models.language_model import Dtype, ModelFolder
 
+Pair = tuple[str | Sequence[Message], str]
+"""A prompt and a response."""
 _LOG = logging.getLogger("morlaif_hub.bank")
 
 
@@ -144,7 +146,8 @@ class PMBank:
             responses: Strings, or lists of one assistant message.
             calibrated: Scores with mean 0 and standard deviation 1 on the reference set of each
                 preference model, comparable between them; False for raw logits.
-            progress: Told how many different texts were just scored, once per group of one base.
+            progress: Told how many responses were just scored, by all preference models: what it
+                is told sums up to the number of responses.
 
         Returns:
             float32 on the CPU, shape (batch, objectives), columns in the order of `objectives`;
@@ -160,19 +163,27 @@ class PMBank:
                 f"prompts and responses must be as many; got {len(prompts)} and {len(responses)}"
             )
         pairs = list(zip(prompts, map(_response_text, responses), strict=True))
-        scores = torch.empty(len(pairs), len(self.members))
-        with self._lock:
-            cut: dict[int, int] = {}
-            for group in self._groups:
-                for input_format in dict.fromkeys(group.formats):
-                    sequences = _encoded(group, input_format, pairs, cut)
-                    raw = group.engine.score(sequences, progress=progress)
-                    for i, column in enumerate(group.columns):
-                        if group.formats[i] == input_format:
-                            scores[:, column] = raw[:, i]
-            self._report_cut(cut, len(pairs))
+        cut: dict[int, int] = {}
+        scores = self._raw(pairs, cut, _Told(len(pairs), progress))
+        self._report_cut(cut, len(pairs))
         self._check_finite(scores)
         return self._calibrate(scores) if calibrated else scores
+
+    def _raw(self, pairs: Sequence[Pair], cut: dict[int, int], told: "_Told") -> Tensor:
+        """Return raw scores; note which pairs are longer than so many tokens."""
+        scores = torch.empty(len(pairs), len(self.members))
+        ways = [(g, f) for g in self._groups for f in dict.fromkeys(g.formats)]
+        with self._lock:
+            for done, (group, input_format) in enumerate(ways):
+                sequences = _encoded(group, input_format, pairs, cut)
+                different = max(1, len({tuple(ids) for ids in sequences}))
+                told.expect(done / len(ways), 1 / len(ways) / different)
+                raw = group.engine.score(sequences, progress=told)
+                for i, column in enumerate(group.columns):
+                    if group.formats[i] == input_format:
+                        scores[:, column] = raw[:, i]
+        told.finish()
+        return scores
 
     def _report_cut(self, cut: dict[int, int], count: int) -> None:
         if cut and not self._texts_cut:
@@ -181,7 +192,7 @@ class PMBank:
                 "PMBank.texts_cut goes on counting",
                 len(cut),
                 count,
-                max(cut.values()),
+                min(cut.values()),
             )
         self._texts_cut += len(cut)
 
@@ -204,7 +215,8 @@ class PMBank:
         """Check the golden scores of every member, and those that the bank was made with."""
         prompts, responses = golden_sequences()
         with exact_products():
-            scores = self.score(prompts, responses, calibrated=False)
+            scores = self._raw(list(zip(prompts, responses, strict=True)), {}, _Told(0, None))
+        self._check_finite(scores)
         noted = self._manifest.golden if self._manifest else ()
         for column, member in enumerate(self.members):
             own = [member.manifest.golden] if member.manifest else []
@@ -295,10 +307,41 @@ def golden_distance(golden: GoldenScores, scores: Tensor) -> float:
 _IDENTITY = Calibration(mean=0.0, std=1.0, temperature=1.0, n=0)
 
 
+class _Told:
+    """Turns what single engines tell into numbers of responses that all of them have scored.
+
+    Args:
+        count: Of the responses.
+        tell: Is told; None for nobody.
+    """
+
+    def __init__(self, count: int, tell: Callable[[int], None] | None) -> None:
+        self._count, self._tell = count, tell
+        self._share = self._step = 0.0
+        self._told = 0
+
+    def expect(self, share: float, step: float) -> None:
+        """Begin an engine's work, of which each text is one step of the whole."""
+        self._share, self._step = share, step
+
+    def __call__(self, texts: int) -> None:
+        self._share += self._step * texts
+        self._reach(int(self._share * self._count))
+
+    def finish(self) -> None:
+        """Tell of those that were not told of."""
+        self._reach(self._count)
+
+    def _reach(self, responses: int) -> None:
+        if self._tell and responses > self._told:
+            self._tell(responses - self._told)
+            self._told = responses
+
+
 def _encoded(
     group: Group,
     input_format: InputFormat,
-    pairs: Sequence[tuple[str | Sequence[Message], str]],
+    pairs: Sequence[Pair],
     cut: dict[int, int],
 ) -> list[list[int]]:
     """Return the token ids of pairs; add to `cut` which are longer than so many tokens."""

@@ -6,30 +6,36 @@ at every load, against plain PEFT.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from morlaif_hub.bank.adapters import AdapterFiles, put_on
+from morlaif_hub.bank.attention import NotPackableError
 from morlaif_hub.bank.in_place import entries
 from morlaif_hub.bank.kernels import TORCH, KernelName, choose_kernel
 from morlaif_hub.bank.layout import Ids
 from morlaif_hub.bank.packed import PackedScorer
 from morlaif_hub.bank.padded import PaddedScorer
-from morlaif_hub.bank.trunk import Features, layer_list
+from morlaif_hub.bank.trunk import Features, layer_list, out_of_memory
 from morlaif_hub.errors import ArtifactError, OptionError, ScoreError
 
 _LOG = logging.getLogger("morlaif_hub.bank")
 
 T = TypeVar("T")
 Method = Literal["packed", "padded"]
-EXACT = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""How far scores may be off plain PEFT's, as a share of the largest of them and of 1."""
-ROUGH = 0.1  # the same for half precision, in which plain PEFT itself is off by some hundredths
+EXACT = 1e-4
+"""How far float32 scores may be off plain PEFT's; of scores above 1, as a share of the largest."""
+EXACT_SPREAD = 2e-4
+"""The same as a share of how far the scores of different texts are apart: heads may be small."""
+ROUGH_SPREAD = 0.1
+"""The same in half precision, in which plain PEFT itself is off by some hundredths."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +60,37 @@ class EngineSettings:
 
 
 class Scorer(Protocol):
-    """A way to score a batch of texts."""
+    """A way to score batches of texts.
 
-    def batch(self, texts: list[Ids], tokens: int) -> list[Ids]:
-        """Return those of some texts that are scored next, the first ones of the list."""
+    Attributes:
+        causal: Whether no token sees a later one, so that what follows the one that is read can
+            be left out.
+    """
+
+    causal: bool
+
+    def order(self, texts: Sequence[Ids]) -> list[Ids]:
+        """Return texts so that neighbours are well scored together."""
+
+    def end(self, texts: Sequence[Ids], start: int, tokens: int) -> int:
+        """Return where the batch that begins at a place of ordered texts ends."""
 
     def score(self, texts: Sequence[Ids]) -> Tensor:
-        """Return raw scores, float32 on the CPU, shape (texts, adapters)."""
+        """Return a batch's raw scores, float32 on the CPU, shape (texts, adapters)."""
+
+    def trials(self, texts: Sequence[Ids]) -> list[Tensor]:
+        """Return a batch's raw scores in each of the ways that computing them may take."""
 
     def features(self, texts: Sequence[Ids], depth: int) -> list[Features]:
-        """Return what the model without adapters makes of texts."""
+        """Return what the model without adapters makes of a batch."""
 
 
 class Engine:
     """One classifier and the ways in which it scores: its adapters, or itself.
 
     Args:
-        model: A sequence classifier with one output.
+        model: A sequence classifier with one output. From now on it is the engine's: adapters are
+            put on it, and nobody else may put others on it.
         pad_token_id: What batches are padded with, on the right; where a text is read, such tokens
             at its end do not count.
         adapters: Checked adapters by objective, in order; none if the model itself is the one
@@ -84,7 +104,8 @@ class Engine:
 
     Raises:
         BaseMismatchError: If an adapter's tensors are not those that this model takes.
-        ArtifactError: If an adapter scores probe texts as NaN or infinite.
+        ArtifactError: If the model cannot score probe texts, or scores them as NaN or infinite.
+        OptionError: If the model has adapters already.
     """
 
     def __init__(
@@ -103,10 +124,11 @@ class Engine:
         self._where = [files.where for files in adapters.values()] or [type(model).__name__]
         self._slots = [f"pm{i}" for i in range(len(adapters))]
         self.model = model
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise OptionError("the model has adapters already; load it again for another engine")
         for slot, files in zip(self._slots, adapters.values(), strict=True):
             self.model = put_on(self.model, slot, files)
         self.model.requires_grad_(False).eval()
-        self._causal = False
         self._short = _short(model)
         self._scorer = self._choose()
 
@@ -140,7 +162,7 @@ class Engine:
         read = [self._read(sequence) for sequence in sequences]
         self._check_known(read)
         scored: dict[Ids, Tensor] = {}
-        for texts in self._apart(sorted(set(read))):
+        for texts in self._apart(set(read)):
             for batch, scores in self._batches(texts, self._scorer.score):
                 scored.update(zip(batch, scores, strict=True))
                 if progress:
@@ -171,7 +193,7 @@ class Engine:
         for ids in dict.fromkeys(sequences):
             whole.setdefault(self._read(ids), []).append(ids)
         self._check_known(list(whole))
-        for texts in self._apart(sorted(whole)):
+        for texts in self._apart(whole):
             for batch, found in self._batches(texts, partial(self._scorer.features, depth=depth)):
                 for ids, states in zip(batch, found, strict=True):
                     yield from ((given, states) for given in whole[ids])
@@ -194,39 +216,41 @@ class Engine:
         what comes after it does not matter.
         """
         ids = tuple(sequence) or (self._pad,)
-        if not self._causal:
+        if not self._scorer.causal:
             return ids
         end = len(ids)
         while end > 1 and ids[end - 1] == self._pad:
             end -= 1
         return ids[:end]
 
-    def _apart(self, texts: list[Ids]) -> list[list[Ids]]:
+    def _apart(self, texts: Collection[Ids]) -> list[list[Ids]]:
         """Return texts that a model may read together.
 
         One with two tables of positions, for short and for long texts, takes that of the longest.
         Padding at a text's end does not count: what matters is up to where it is read.
         """
         if self._short is None:
-            return [texts]
-        return [[t for t in texts if (len(t) > self._short) == far] for far in (False, True)]
+            return [self._scorer.order(list(texts))]
+        sides = [[t for t in texts if (len(t) > self._short) == far] for far in (False, True)]
+        return [self._scorer.order(side) for side in sides]
 
     def _batches(
         self, texts: list[Ids], compute: Callable[[Sequence[Ids]], T]
     ) -> Iterator[tuple[list[Ids], T]]:
         """Yield texts in batches, with what was computed; smaller ones once memory ran out."""
-        tokens = self.settings.row_tokens
-        while texts:
-            batch = self._scorer.batch(texts, tokens)
+        tokens, start = self.settings.row_tokens, 0
+        while start < len(texts):
+            end = self._scorer.end(texts, start, tokens)
+            batch = texts[start:end]
             try:
                 computed = compute(batch)
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 tokens = self._smaller(batch, tokens, error)
                 continue
             yield batch, computed
-            texts = texts[len(batch) :]
+            start = end
 
     def _smaller(self, batch: list[Ids], tokens: int, error: BaseException) -> int:
         longest = max(len(text) for text in batch)
@@ -241,46 +265,33 @@ class Engine:
 
     def _choose(self) -> Scorer:
         """Return the fastest way to score that gives what plain PEFT gives for probe texts."""
-        texts = sorted(_probes(self.model, self._pad))
+        texts = _probes(self.model, self._pad)
         expected = self._plainly(texts)
-        for name, scores in zip(self._where, expected.T, strict=True):
-            if not bool(scores.isfinite().all()):
-                raise ArtifactError(f"{name}: scores probe texts as NaN; its weights are damaged")
         for method, make in self._ways():
             try:
                 scorer = make()
-                off = self._off(scorer, texts, expected)
+                off = _off(scorer, texts, expected)
             except Exception as error:  # a model may take what it does not know in any way
-                reason = str(error) or type(error).__name__
+                if out_of_memory(error):
+                    raise
+                known = isinstance(error, NotPackableError)
+                reason = str(error) if known else f"{type(error).__name__}: {error}"
+                _LOG.debug("%s texts cannot be scored", method, exc_info=error)
             else:
-                share = EXACT.get(self.model.dtype, ROUGH)
-                if off <= share * max(1.0, float(expected.abs().max())):
-                    self._take(method, scorer)
+                if bool((off <= _allowed(expected, self.model.dtype)).all()):
+                    self._take(method)
                     return scorer
-                reason = f"scores of {method} texts would be off by {off:.2g}"
+                reason = f"scores of {method} texts would be off by {float(off.max()):.2g}"
             self.why = self.why or " ".join(reason.split())
         raise ScoreError(
             f"{self._where[0]}: no way to score several texts at once is exact for this model: "
             f"{self.why}"
         )
 
-    @staticmethod
-    def _off(scorer: Scorer, texts: list[Ids], expected: Tensor) -> float:
-        """Return how far a scorer's scores are off the expected ones at most."""
-        left, off = list(range(len(texts))), 0.0
-        while left:
-            waiting = [texts[i] for i in left]
-            batch = scorer.batch(waiting, 1 << 20)
-            places = [texts.index(text) for text in batch]
-            differences = (scorer.score(batch) - expected[places]).abs()
-            off = max(off, float(differences.max().nan_to_num(torch.inf)))
-            left = [i for i in left if i not in places]
-        return off
-
     def _ways(self) -> Iterator[tuple[Method, Callable[[], Scorer]]]:
         model, slots, pad = self.model, self._slots, self._pad
         if self.settings.method != "padded":
-            kernel = choose_kernel(_larger_weight(model), self.settings.kernel)
+            kernel = choose_kernel(_largest_weight(model), self.settings.kernel)
             sharing = self.settings.share_prefixes
             self.kernel = kernel.name
             yield (
@@ -289,12 +300,13 @@ class Engine:
             )
         if self.settings.method != "packed":
             self.kernel = TORCH.name
-            yield "padded", lambda: PaddedScorer(model, slots, pad_token_id=pad)
-            yield "padded", lambda: PaddedScorer(model, slots, pad_token_id=pad, plainly=True)
+            padded = partial(PaddedScorer, model, slots, pad_token_id=pad)
+            yield "padded", padded
+            yield "padded", partial(padded, share_trunk=False)
+            yield "padded", partial(padded, share_trunk=False, equal_lengths=True)
 
-    def _take(self, method: Method, scorer: Scorer) -> None:
+    def _take(self, method: Method) -> None:
         self.method = method
-        self._causal = isinstance(scorer, PackedScorer) and scorer.causal
         if method == "packed":
             self.why = ""
         elif self.settings.method == "auto":
@@ -303,15 +315,53 @@ class Engine:
 
     @torch.inference_mode()
     def _plainly(self, texts: Sequence[Ids]) -> Tensor:
-        """Return scores of texts by PEFT, one text at a time."""
+        """Return scores of texts by PEFT, one text at a time, shape (texts, adapters)."""
         columns = []
-        for slot in self._slots or (None,):
+        rows = [torch.tensor([text], device=self.model.device) for text in texts]
+        for slot, where in zip(self._slots or (None,), self._where, strict=True):
             if slot is not None:
                 self.model.set_adapter(slot, inference_mode=True)
-            rows = [torch.tensor([text], device=self.model.device) for text in texts]
-            logits = [self.model(input_ids=r, attention_mask=torch.ones_like(r)) for r in rows]
-            columns.append(torch.cat([output.logits[:, 0] for output in logits]).float().cpu())
+            try:
+                found = [self.model(input_ids=r, attention_mask=torch.ones_like(r)) for r in rows]
+                scores = torch.cat([output.logits[:, 0] for output in found]).float().cpu()
+            except Exception as error:  # a model that is no classifier of one text fails in any way
+                if out_of_memory(error):
+                    raise
+                raise ArtifactError(
+                    f"{where}: cannot score a text: {type(error).__name__}: {error}"
+                ) from error
+            if not bool(scores.isfinite().all()):
+                raise ArtifactError(f"{where}: scores probe texts as NaN; its weights are damaged")
+            columns.append(scores)
         return torch.stack(columns, dim=1)
+
+
+def _off(scorer: Scorer, texts: Sequence[Ids], expected: Tensor) -> Tensor:
+    """Return how far each adapter's scores are off the expected ones at most, in any way."""
+    ordered = scorer.order(texts)
+    wanted = expected[[texts.index(text) for text in ordered]]
+    off, start = torch.zeros(expected.shape[1]), 0
+    while start < len(ordered):
+        end = scorer.end(ordered, start, sum(map(len, ordered)) * 2)
+        for scores in scorer.trials(ordered[start:end]):
+            off = off.maximum((scores - wanted[start:end]).abs().amax(0).nan_to_num(torch.inf))
+        start = end
+    return off
+
+
+def _allowed(expected: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return how far each adapter's scores may be off.
+
+    An error in what a model makes of texts shows in the difference between texts. How large scores
+    are says less: a head may be small, or have a large bias.
+    """
+    largest = expected.abs().amax(0)
+    spread = expected.amax(0) - expected.amin(0)
+    spread = spread.maximum(0.1 * spread.max())  # one adapter may find all probes alike
+    if dtype in (torch.float32, torch.float64):
+        by_spread = EXACT_SPREAD * spread + 4 * torch.finfo(torch.float32).eps * largest
+        return by_spread.minimum(EXACT * largest.clamp(min=1.0))
+    return ROUGH_SPREAD * spread + torch.finfo(dtype).eps * largest
 
 
 def _probes(model: Any, pad: int) -> list[Ids]:
@@ -341,14 +391,10 @@ def _short(model: Any) -> int | None:
     return next((limit for limit in limits if limit is not None), None)
 
 
-def _larger_weight(model: Any) -> Tensor:
+def _largest_weight(model: Any) -> Tensor | None:
+    """Return the largest of the first layer's weights, (outputs, inputs)."""
     layers = layer_list(model)
-    found = [m.weight for m in (layers or model).modules() if isinstance(m, torch.nn.Linear)]
-    return max(found, key=torch.numel) if found else next(model.parameters())
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "can't allocate memory" in said or "not enough memory" in said
-    )
+    first = layers[0] if layers is not None else model
+    weights = [m.weight for m in first.modules() if isinstance(m, torch.nn.Linear)]
+    weights += [m.weight.t() for m in first.modules() if isinstance(m, Conv1D)]
+    return max(weights, key=torch.numel, default=None)

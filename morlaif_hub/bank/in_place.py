@@ -28,19 +28,42 @@ MERGED_FROM = 128
 """Rows. For fewer, adding the adapter's product to the weight costs more than it saves."""
 
 
+class Shared:
+    """What the modules of a layer make of what is the same for several adapters.
+
+    Args:
+        same: The states that enter the layer. What a module makes of them, the base's part of an
+            adapted one included, is computed for the first adapter and taken for the others.
+    """
+
+    def __init__(self, same: list[Tensor]) -> None:
+        self._same = same
+        self._made: dict[nn.Module, tuple[Tensor, Any]] = {}
+
+    def make(self, module: nn.Module, states: Any, compute: Forward) -> Any:
+        """Return what a module computes, if it is of something else than what is the same."""
+        known = self._made.get(module)
+        if known is not None and known[0] is states:
+            return known[1]
+        made = compute(states)
+        if any(states is same for same in self._same):
+            self._made[module] = states, made
+            self._same.append(made)
+        return made
+
+
 @dataclass
 class Choice:
-    """Which adapter the modules apply, and what they may take from the one before.
+    """Which adapter the modules apply.
 
     Attributes:
         slot: The adapter's name in the model; None for the base alone.
-        shared: The input and the output of each module of the layer that several adapters begin
-            with; None elsewhere. The same input gives the same output, as long as no adapter has
-            changed either.
+        shared: What several adapters have in common in the layer with which they begin; None in
+            others.
     """
 
     slot: str | None = None
-    shared: dict[nn.Module, tuple[Tensor, Any]] | None = None
+    shared: Shared | None = None
 
 
 class InPlace:
@@ -53,6 +76,7 @@ class InPlace:
 
     def __init__(self, model: nn.Module, product: Product) -> None:
         self.choice = Choice()
+        self._merged_from = MERGED_FROM
         self._product = product
         self._scratch: dict[tuple[torch.Size, torch.dtype, torch.device], Tensor] = {}
         self._forwards: dict[nn.Module, Forward] = {}
@@ -78,6 +102,15 @@ class InPlace:
             finally:
                 self.choice.slot = self.choice.shared = None
 
+    @contextmanager
+    def merging(self, rows: int) -> Iterator[None]:
+        """Within this context adapters are added to weights from so many rows of states on."""
+        self._merged_from = rows
+        try:
+            yield
+        finally:
+            self._merged_from = MERGED_FROM
+
     def _forward_of(self, module: nn.Module) -> Forward | None:
         if isinstance(module, ModulesToSaveWrapper):
             return self._saved(module)
@@ -101,12 +134,7 @@ class InPlace:
             shared = self.choice.shared
             if shared is None or named or len(given) != 1:
                 return compute(*given, **named)
-            known = shared.get(module)
-            if known is not None and known[0] is given[0]:
-                return known[1]
-            result = compute(given[0])
-            shared.setdefault(module, (given[0], result))
-            return result
+            return shared.make(module, given[0], compute)
 
         return forward
 
@@ -153,7 +181,7 @@ class InPlace:
             scale = module.scaling[slot]
             rows = x.numel() // x.shape[-1]
             exact = down.dtype == weight().dtype == torch.float32
-            if self.choice.shared is None and exact and rows >= MERGED_FROM:
+            if self.choice.shared is None and exact and rows >= self._merged_from:
                 merged = torch.addmm(weight(), up, down, alpha=scale, out=self._room(weight()))
                 return self._product(x, merged, base.bias)
             added = nn.functional.linear(nn.functional.linear(x.to(down.dtype), down), up)

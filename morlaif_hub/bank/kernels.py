@@ -31,6 +31,13 @@ class Kernel(NamedTuple):
 
 
 def _onednn(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    try:
+        return _by_onednn(states, weight, bias)
+    except RuntimeError:  # a size or a layout that it does not take
+        return nn.functional.linear(states, weight, bias)
+
+
+def _by_onednn(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     product: Any = torch.ops.mkldnn._linear_pointwise
     result: Tensor = product(states, weight, bias, "none", [], "")
     return result
@@ -40,15 +47,16 @@ TORCH = Kernel("torch", nn.functional.linear)
 ONEDNN = Kernel("onednn", _onednn)
 
 
-def choose_kernel(weight: Tensor, wanted: Literal["auto", "torch", "onednn"]) -> Kernel:
+def choose_kernel(weight: Tensor | None, wanted: Literal["auto", "torch", "onednn"]) -> Kernel:
     """Return the kernel for a model.
 
     Args:
-        weight: One of its larger weights, (outputs, inputs).
+        weight: The largest of a layer, (outputs, inputs); None if it has none.
         wanted: `auto` measures; `onednn` takes it wherever it works and is exact.
     """
-    usable = weight.device.type == "cpu" and weight.dtype == torch.float32
-    if wanted == "torch" or not usable:
+    if weight is None or weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return TORCH
+    if wanted == "torch":
         return TORCH
     gain = _measured_gain(*weight.shape, torch.get_num_threads())
     return ONEDNN if gain > (0.0 if wanted == "onednn" else WORTH_IT) else TORCH
@@ -63,7 +71,7 @@ def _measured_gain(outputs: int, inputs: int, _threads: int) -> float:
     bias = torch.randn(outputs, generator=generator)
     try:
         with torch.inference_mode():
-            ours, theirs = (k.product(states, weight, bias) for k in (ONEDNN, TORCH))
+            ours, theirs = _by_onednn(states, weight, bias), TORCH.product(states, weight, bias)
             if not float((ours - theirs).abs().max()) <= _EXACT * float(theirs.abs().max()):
                 return 0.0
             seconds = {ONEDNN: float("inf"), TORCH: float("inf")}

@@ -108,25 +108,29 @@ def lay_out(
     return Layout(tuple(ids), tuple(positions), tuple(nodes), tuple(reads))
 
 
-def rows(texts: Sequence[Ids], *, row_tokens: int, sharing: bool) -> Iterator[list[Ids]]:
-    """Yield texts in the given order, as many at a time as make a row of so many tokens.
+def row_end(texts: Sequence[Ids], start: int, *, row_tokens: int, sharing: bool) -> int:
+    """Return where a row ends that begins at a place of a list of texts.
+
+    What all its texts begin with does not count: a long prompt is worth computing once for all of
+    its responses.
 
     Args:
         texts: In lexicographic order.
-        row_tokens: A text that has more is a row of its own.
-        sharing: Whether what neighbours begin with in common counts once.
+        start: The row's first text.
+        row_tokens: That a row of several texts may have beside its common beginning.
+        sharing: Whether texts share what they begin with.
     """
-    row: list[Ids] = []
-    filled = 0
-    for text in texts:
-        new = len(text) - (common_start(row[-1], text) if sharing and row else 0)
-        if row and filled + new > row_tokens:
-            yield row
-            row, filled, new = [], 0, len(text)
-        row.append(text)
-        filled += new
-    if row:
-        yield row
+    filled = len(texts[start])
+    for end in range(start + 1, len(texts)):
+        text = texts[end]
+        common = all_common = 0
+        if sharing:
+            common = max(0, common_start(texts[end - 1], text) - SHORTEST_PREFIX + 1)
+            all_common = max(0, common_start(texts[start], text) - SHORTEST_PREFIX + 1)
+        filled += len(text) - common
+        if filled - all_common > row_tokens:
+            return end
+    return len(texts)
 
 
 def common_start(first: Sequence[int], second: Sequence[int]) -> int:

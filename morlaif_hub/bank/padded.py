@@ -23,45 +23,62 @@ class PaddedScorer:
         model: A PEFT model of a sequence classifier with one output, or a classifier.
         slots: Names of its adapters; none if the classifier itself is the preference model.
         pad_token_id: What batches are padded with, on the right.
-        plainly: Run the whole model for each adapter, on texts of one length only: for models in
-            which padding is seen, or whose layers cannot be skipped.
+        share_trunk: Whether the layers that no adapter changes run once for all of them.
+        equal_lengths: Batch texts of one length only, for models in which padding is seen.
     """
 
+    causal = False
+
     def __init__(
-        self, model: Any, slots: Sequence[str], *, pad_token_id: int, plainly: bool = False
+        self,
+        model: Any,
+        slots: Sequence[str],
+        *,
+        pad_token_id: int,
+        share_trunk: bool = True,
+        equal_lengths: bool = False,
     ) -> None:
         self._model = model
         self._slots = tuple(slots)
         self._pad = pad_token_id
-        self._plainly = plainly
+        self._equal_lengths = equal_lengths
         layers = layer_list(model)
         depth = 0
-        if layers is not None and slots and not plainly:
+        if layers is not None and slots and share_trunk:
             first = min(entries(model, list(layers), slots))
             depth = max(0, min(first, len(layers) - 1))
         self._trunk = SharedTrunk(model, depth)
 
-    def batch(self, texts: list[Ids], tokens: int) -> list[Ids]:
-        """Return the first texts of a list, sorted by length for it, that are one batch.
+    @staticmethod
+    def order(texts: Sequence[Ids]) -> list[Ids]:
+        """Return texts in the order in which they are batched: neighbours are about as long."""
+        return sorted(texts, key=len)
+
+    def end(self, texts: Sequence[Ids], start: int, tokens: int) -> int:
+        """Return where the batch that begins at a place of ordered texts ends.
 
         Args:
-            texts: To be scored; sorted in place.
+            texts: From `order`.
+            start: The batch's first.
             tokens: With padding, that a batch of several texts may have.
         """
-        texts.sort(key=len)
-        count = 1
-        while count < len(texts) and (count + 1) * len(texts[count]) <= tokens:
-            if self._plainly and len(texts[count]) != len(texts[0]):
-                break
-            count += 1
-        return texts[:count]
+        for end in range(start + 1, len(texts)):
+            length = len(texts[end])
+            padded = self._equal_lengths and length != len(texts[start])
+            if padded or (end + 1 - start) * length > tokens:
+                return end
+        return len(texts)
+
+    def trials(self, texts: Sequence[Ids]) -> list[Tensor]:
+        """Return scores of a batch in each way that there is: one."""
+        return [self.score(texts)]
 
     @torch.inference_mode()
     def score(self, texts: Sequence[Ids]) -> Tensor:
         """Return every adapter's raw score of every text.
 
         Args:
-            texts: One batch, from `batch`.
+            texts: One batch.
 
         Returns:
             float32 on the CPU, shape (texts, adapters).
@@ -80,7 +97,7 @@ class PaddedScorer:
         """Return what the model without adapters makes of texts.
 
         Args:
-            texts: One batch, from `batch`.
+            texts: One batch.
             depth: The layer whose entering states are wanted.
         """
         ids, mask = self._inputs(texts)

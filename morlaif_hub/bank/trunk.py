@@ -19,6 +19,14 @@ from torch import Tensor, nn
 from morlaif_hub.bank.classifier import score_head
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there was no memory left, on a CPU or a GPU."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "can't allocate memory" in said or "not enough memory" in said
+    )
+
+
 class Features(NamedTuple):
     """What a frozen model makes of a text.
 
@@ -78,6 +86,7 @@ class SharedTrunk:
         self.model = model
         self.depth = depth if layers is not None else 0
         self._layers: list[nn.Module] = list(layers) if layers is not None else []
+        self._tuple = self.depth > 0 and _returns_tuple(model, self._layers[0])
 
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -112,8 +121,8 @@ class SharedTrunk:
                 (batch, tokens, width).
         """
 
-        def skip(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-            return hidden_states
+        def skip(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+            return (hidden_states,) if self._tuple else hidden_states
 
         def enter(
             _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -134,3 +143,19 @@ class SharedTrunk:
             hook.remove()
             for layer in below:
                 del layer.forward
+
+
+@torch.no_grad()
+def _returns_tuple(model: Any, layer: nn.Module) -> bool:
+    """Return whether a layer returns its states in a tuple, as those of older models do."""
+    seen: list[bool] = []
+
+    def look(_module: nn.Module, _given: Any, result: Any) -> None:
+        seen.append(isinstance(result, tuple))
+
+    hook = layer.register_forward_hook(look)
+    try:
+        model(input_ids=torch.tensor([[0]], device=model.device))
+    finally:
+        hook.remove()
+    return any(seen)

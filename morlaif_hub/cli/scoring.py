@@ -81,8 +81,9 @@ def score(
     if single == (pairs is not None) or (prompt is not None) != bool(responses):
         raise click.UsageError("give either --prompt and --response, or --pairs")
     if prompt is not None:
-        if kept["output"] is not None:
-            raise click.UsageError("--output is for --pairs")
+        for name in ("output", "limit"):
+            if kept[name] is not None:
+                raise click.UsageError(f"--{name} is for --pairs")
         bank = load_bank(bank_sources(workspace, banks), dtype=dtype)
         return _responses_report(bank, prompt, responses)
     from morlaif_hub.cli.score_pairs import PairsWanted, pairs_report

@@ -80,10 +80,11 @@ class ScoredPairs:
 
 
 class _Tally(NamedTuple):
-    """How many comparisons a process read, how many of them it scored now, and of what."""
+    """How many comparisons a process read and scored now, and whether it was told to stop."""
 
     read: int
     new: int
+    stopped: bool
 
 
 def score_pairs(
@@ -117,23 +118,34 @@ def score_pairs(
     processes = Processes()
     parts = Parts(folder, of)
     work = _Work(bank, parts, processes, progress)
-    opened = processes.together(work.open)
-    if any(plain != opened[0] for plain in opened):
-        raise DataError(
-            "the processes were given different pairs, or different preference models; pin them "
-            "with @revision"
-        )
     try:
-        tallies = processes.together(partial(work.score, comparisons))
+        opened = processes.together(work.open)
+        if any(plain != opened[0] for plain in opened):
+            raise DataError(
+                "the processes were given different pairs, or different preference models; pin "
+                "them with @revision"
+            )
+        tallies = _all_scored(processes, parts, partial(work.score, comparisons))
+    finally:
+        parts.close()
+    count = tallies[0].read
+    if processes.main:
+        parts.check_last(-(-count // of.chunk))
+    return ScoredPairs(parts, bank.objectives, count, sum(tally.new for tally in tallies))
+
+
+def _all_scored(processes: Processes, parts: Parts, score: Callable[[], _Tally]) -> list[_Tally]:
+    """Return what all processes did; leave no trace of one that failed."""
+    try:
+        tallies = processes.together(score)
+        if any(tally.stopped for tally in tallies):
+            raise WorkspaceError(f"something else than this run stopped it: see {parts.folder}")
     except MorlaifHubError:
         if processes.main:
             parts.resume()  # all have stopped
             parts.remove_if_empty()
         raise
-    count = tallies[0].read
-    if processes.main:
-        parts.check_last(-(-count // of.chunk))
-    return ScoredPairs(parts, bank.objectives, count, sum(tally.new for tally in tallies))
+    return tallies
 
 
 class _Work:
@@ -158,22 +170,23 @@ class _Work:
     def score(self, comparisons: Iterable[Comparison]) -> _Tally:
         """Read all comparisons and score those of this process's parts."""
         read = new = 0
+        stopped = False
         try:
             for number, pairs in enumerate(_chunks(comparisons, self._parts.of.chunk)):
-                if self._parts.halted:
+                if stopped := self._parts.halted:
                     break
                 read += len(pairs)
                 if number % self._processes.count == self._processes.index:
                     new += self._score_part(number, pairs)
                 else:
                     self._tell(len(pairs))
-            if not read:
+            if not read and not stopped:
                 raise DataError("there is no comparison to score")
         except BaseException:
             if self._processes.count > 1:
                 self._parts.halt()
             raise
-        return _Tally(read, new)
+        return _Tally(read, new, stopped)
 
     def _score_part(self, number: int, pairs: Sequence[Comparison]) -> int:
         """Score those of a part's comparisons that have no scores yet; return how many."""
@@ -199,7 +212,7 @@ class _Work:
 
 
 class _PairsTold:
-    """Turns a bank's progress, in responses once per group, into pairs of a part."""
+    """Turns a bank's progress, in responses, into pairs of a part."""
 
     def __init__(self, pairs: int, tell: Callable[[int], None]) -> None:
         self._pairs, self._tell = pairs, tell

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow
 from pyarrow import parquet
@@ -42,6 +42,7 @@ METADATA = b"morlaif_hub.scores"
 
 _UNFINISHED = ".{}.{}.partial"
 _HALTED = ".halted"
+_LOCK = ".lock"
 _TEXTS = ("id", "prompt_id", "split", "human_choice")
 
 
@@ -127,6 +128,8 @@ class Parts:
 
     def __init__(self, folder: Path, of: ScoresOf) -> None:
         self.folder, self.of = folder, of
+        self._lock: IO[bytes] | None = None
+        self._made = False
         kept = json.dumps(_without_limit(of.plain()))
         columns = [(name, pyarrow.string()) for name in _TEXTS]
         for member in of.members:
@@ -139,12 +142,14 @@ class Parts:
         A larger limit than before goes on where that one ended.
 
         Raises:
-            WorkspaceError: If it holds other scores, fewer are asked for than before, or it cannot
-                be written.
+            WorkspaceError: If it holds other scores, fewer are asked for than before, another run
+                is writing there, or it cannot be written.
         """
         record = self.folder / RECORD
         try:
+            self._made = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.folder / _LOCK)
             found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
             anything = any(not name.startswith(".") for name in self._names("*"))
             for name in self._names(_UNFINISHED.format("*", "*")):  # of a run that was killed
@@ -270,12 +275,50 @@ class Parts:
         """Forget that a process failed."""
         self._halted.unlink(missing_ok=True)
 
+    def close(self) -> None:
+        """Let another run write here."""
+        if self._lock is not None:
+            (self.folder / _LOCK).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
     def remove_if_empty(self) -> None:
-        """Leave no folder behind if nothing was scored."""
-        if not any(self._names(PARTS)):
-            (self.folder / RECORD).unlink(missing_ok=True)
+        """Leave nothing of ours behind if nothing was scored."""
+        if any(self._names(PARTS)):
+            return
+        (self.folder / RECORD).unlink(missing_ok=True)
+        self.close()
+        if self._made:
             with suppress(OSError):  # something else is there
                 self.folder.rmdir()
+
+
+def lock(path: Path) -> IO[bytes] | None:
+    """Return an open file that no other run holds; closing it, however, lets go.
+
+    Returns:
+        None where the system has no such locks.
+
+    Raises:
+        WorkspaceError: If another run holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return None
+    file = path.open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        current = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    except BlockingIOError:
+        current = False
+    if not current:
+        file.close()
+        raise WorkspaceError(
+            f"another run is writing scores into {path.parent}; wait for it, or choose another "
+            "--output"
+        )
+    return file
 
 
 def _without_limit(plain: dict[str, Any]) -> dict[str, Any]:
