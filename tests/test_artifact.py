@@ -16,6 +16,7 @@ from morlaif_hub.errors import ArtifactError, ManifestError, WorkspaceError
 from morlaif_hub.hub.artifact import (
     cache_folder,
     figure_names,
+    is_pointer,
     open_artifact,
     seal,
     stage,
@@ -469,7 +470,7 @@ def test_bytes_that_are_no_safetensors_file_are_said_to_be_so(
 ) -> None:
     folder = tmp_path_factory.mktemp("bytes")
     (folder / "model.safetensors").write_bytes(content)
-    if content[8:].strip() == b"{}":
+    if content[8:].strip() == b"{}" or is_pointer(folder / "model.safetensors"):
         return
     with pytest.raises(ArtifactError, match=r"model\.safetensors: not a safetensors file"):
         weights_sha256(folder)

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.golden import Bench, Row, bounds, other_weights, same_weights
 from morlaif_hub.bank.bank import PMBank
+from morlaif_hub.bank.engine import Engine
+from morlaif_hub.bank.packed import PackedScorer
 from morlaif_hub.errors import ArtifactError, BaseMismatchError, MorlaifHubError
 from morlaif_hub.hub.artifact import seal
 from morlaif_hub.hub.client import Resolved, fetch
@@ -297,17 +299,22 @@ def test_a_program_that_chose_fast_products_still_loads_what_is_right(
 ) -> None:
     """`medium` moves scores by far more than the tolerance on processors with bfloat16 units."""
     seen: list[str] = []
-    score = PMBank.score
+    score, trials = Engine.score, PackedScorer.trials
 
-    def watched(self: PMBank, *given: Any, **named: Any) -> torch.Tensor:
+    def watched(self: Engine, *given: Any, **named: Any) -> torch.Tensor:
         seen.append(torch.get_float32_matmul_precision())
         return score(self, *given, **named)
 
-    monkeypatch.setattr(PMBank, "score", watched)
+    def tried(self: PackedScorer, *given: Any) -> list[torch.Tensor]:
+        seen.append(torch.get_float32_matmul_precision())
+        return trials(self, *given)
+
+    monkeypatch.setattr(Engine, "score", watched)
+    monkeypatch.setattr(PackedScorer, "trials", tried)
     torch.set_float32_matmul_precision("medium")
     try:
         PMBank.from_pretrained(pm)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert seen == ["highest"]
+    assert seen == ["highest", "highest"]  # the probes, then the golden texts

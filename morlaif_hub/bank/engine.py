@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -18,11 +18,13 @@ from transformers.pytorch_utils import Conv1D
 
 from morlaif_hub.bank.adapters import AdapterFiles, put_on
 from morlaif_hub.bank.attention import NotPackableError
+from morlaif_hub.bank.golden import exact_products
 from morlaif_hub.bank.in_place import entries
 from morlaif_hub.bank.kernels import TORCH, KernelName, choose_kernel
 from morlaif_hub.bank.layout import Ids
 from morlaif_hub.bank.packed import PackedScorer
 from morlaif_hub.bank.padded import PaddedScorer
+from morlaif_hub.bank.trial import Scorer, allowed, furthest, probes
 from morlaif_hub.bank.trunk import Features, layer_list, out_of_memory
 from morlaif_hub.errors import ArtifactError, OptionError, ScoreError
 
@@ -30,12 +32,6 @@ _LOG = logging.getLogger("morlaif_hub.bank")
 
 T = TypeVar("T")
 Method = Literal["packed", "padded"]
-EXACT = 1e-4
-"""How far float32 scores may be off plain PEFT's; of scores above 1, as a share of the largest."""
-EXACT_SPREAD = 2e-4
-"""The same as a share of how far the scores of different texts are apart: heads may be small."""
-ROUGH_SPREAD = 0.1
-"""The same in half precision, in which plain PEFT itself is off by some hundredths."""
 
 
 @dataclass(frozen=True)
@@ -51,38 +47,12 @@ class EngineSettings:
 
     method: Literal["auto", "packed", "padded"] = "auto"
     kernel: Literal["auto", "torch", "onednn"] = "auto"
-    row_tokens: int = 2048
+    row_tokens: int = 4096
     share_prefixes: bool = True
 
     def __post_init__(self) -> None:
         if self.row_tokens < 1:
             raise OptionError(f"row_tokens must be at least 1, got {self.row_tokens}")
-
-
-class Scorer(Protocol):
-    """A way to score batches of texts.
-
-    Attributes:
-        causal: Whether no token sees a later one, so that what follows the one that is read can
-            be left out.
-    """
-
-    causal: bool
-
-    def order(self, texts: Sequence[Ids]) -> list[Ids]:
-        """Return texts so that neighbours are well scored together."""
-
-    def end(self, texts: Sequence[Ids], start: int, tokens: int) -> int:
-        """Return where the batch that begins at a place of ordered texts ends."""
-
-    def score(self, texts: Sequence[Ids]) -> Tensor:
-        """Return a batch's raw scores, float32 on the CPU, shape (texts, adapters)."""
-
-    def trials(self, texts: Sequence[Ids]) -> list[Tensor]:
-        """Return a batch's raw scores in each of the ways that computing them may take."""
-
-    def features(self, texts: Sequence[Ids], depth: int) -> list[Features]:
-        """Return what the model without adapters makes of a batch."""
 
 
 class Engine:
@@ -265,12 +235,15 @@ class Engine:
 
     def _choose(self) -> Scorer:
         """Return the fastest way to score that gives what plain PEFT gives for probe texts."""
-        texts = _probes(self.model, self._pad)
+        with exact_products():  # a faster product would hide an error, or look like one
+            return self._tried(probes(_vocabulary(self.model), self._pad))
+
+    def _tried(self, texts: list[Ids]) -> Scorer:
         expected = self._plainly(texts)
         for method, make in self._ways():
             try:
                 scorer = make()
-                off = _off(scorer, texts, expected)
+                off = furthest(scorer, texts, expected)
             except Exception as error:  # a model may take what it does not know in any way
                 if out_of_memory(error):
                     raise
@@ -278,7 +251,7 @@ class Engine:
                 reason = str(error) if known else f"{type(error).__name__}: {error}"
                 _LOG.debug("%s texts cannot be scored", method, exc_info=error)
             else:
-                if bool((off <= _allowed(expected, self.model.dtype)).all()):
+                if bool((off <= allowed(expected, self.model.dtype)).all()):
                     self._take(method)
                     return scorer
                 reason = f"scores of {method} texts would be off by {float(off.max()):.2g}"
@@ -334,42 +307,6 @@ class Engine:
                 raise ArtifactError(f"{where}: scores probe texts as NaN; its weights are damaged")
             columns.append(scores)
         return torch.stack(columns, dim=1)
-
-
-def _off(scorer: Scorer, texts: Sequence[Ids], expected: Tensor) -> Tensor:
-    """Return how far each adapter's scores are off the expected ones at most, in any way."""
-    ordered = scorer.order(texts)
-    wanted = expected[[texts.index(text) for text in ordered]]
-    off, start = torch.zeros(expected.shape[1]), 0
-    while start < len(ordered):
-        end = scorer.end(ordered, start, sum(map(len, ordered)) * 2)
-        for scores in scorer.trials(ordered[start:end]):
-            off = off.maximum((scores - wanted[start:end]).abs().amax(0).nan_to_num(torch.inf))
-        start = end
-    return off
-
-
-def _allowed(expected: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return how far each adapter's scores may be off.
-
-    An error in what a model makes of texts shows in the difference between texts. How large scores
-    are says less: a head may be small, or have a large bias.
-    """
-    largest = expected.abs().amax(0)
-    spread = expected.amax(0) - expected.amin(0)
-    spread = spread.maximum(0.1 * spread.max())  # one adapter may find all probes alike
-    if dtype in (torch.float32, torch.float64):
-        by_spread = EXACT_SPREAD * spread + 4 * torch.finfo(torch.float32).eps * largest
-        return by_spread.minimum(EXACT * largest.clamp(min=1.0))
-    return ROUGH_SPREAD * spread + torch.finfo(dtype).eps * largest
-
-
-def _probes(model: Any, pad: int) -> list[Ids]:
-    """Return three texts: two that share a prefix, and another. None has padding."""
-    count = _vocabulary(model)
-    ids = [(37 * i + 11) % count for i in range(60)]
-    ids = [i for i in ids if i != pad]
-    return [tuple(ids[:16]), (*ids[:10], *ids[20:25]), tuple(ids[30:37])]
 
 
 def _vocabulary(model: Any) -> int:
