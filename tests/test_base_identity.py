@@ -275,6 +275,7 @@ def test_golden_scores_are_compared_to_within_the_tolerance(
             PMBank.from_pretrained(pm, base=base)
 
 
+@pytest.mark.slow
 def test_the_tolerance_lies_far_from_the_same_weights_and_below_others(
     base: Path, workspace: Workspace
 ) -> None:

@@ -568,6 +568,7 @@ def answers(endpoint: str, *authors: str) -> list[str | int]:
     return [answer for answer, _ in rows]
 
 
+@pytest.mark.slow
 def test_what_answers_as_no_hub_does_is_told() -> None:
     authors = ("hanging", "portal", "hostile", "endless", "elsewhere", "repeating")
     with serving() as other, serving() as server:

@@ -429,6 +429,7 @@ def test_train_pm_learns_from_people(tmp_path: Path) -> None:
     assert again.license == "mit"
 
 
+@pytest.mark.slow
 def test_models_have_the_licence_of_the_feedback_unless_told(
     project: Project, tmp_path: Path
 ) -> None:
@@ -958,6 +959,7 @@ def test_a_banks_own_weights_and_scalarizer_are_the_default(
     assert f"(weights: {whose}" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_policy_is_trained_for_the_banks_own_reward(project: Project, banked: Workspace) -> None:
     there = ("--workspace", banked.root)
     passed("train-policy", "--prompts", project.prompts, "--max-steps", "1", *there)

@@ -28,6 +28,7 @@ def printed(*arguments: str | Path) -> dict[str, Any]:
     return plain
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("embedded")
 def test_a_project_is_published_with_the_commands_that_each_error_names(
     ann: LoopbackHub, made: Made
@@ -118,6 +119,7 @@ def test_a_claim_that_fails_ends_with_1(made: Made) -> None:
     assert "Error" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_default_names_and_the_card_of_what_was_pushed(ann: LoopbackHub, made: Made) -> None:
     names = {done.repo_id for done in push_all(made).values()}
     (base,) = (name for name in names if "-base-" in name)

@@ -293,6 +293,7 @@ def test_each_refusal_is_one_clear_line(hub: Hub, tmp_path: Path) -> None:
     assert dataset["error"] == "DataError"
 
 
+@pytest.mark.slow
 def test_without_a_network_the_cache_is_used_and_else_it_fails_at_once(
     hub: Hub, tmp_path: Path
 ) -> None:
@@ -309,6 +310,7 @@ def test_without_a_network_the_cache_is_used_and_else_it_fails_at_once(
             assert max(a["seconds"] for a in (branch, commit, other, tag)) < 5
 
 
+@pytest.mark.slow
 def test_a_hub_that_never_finishes_its_answer_is_given_up_after_seconds(tmp_path: Path) -> None:
     """Each byte begins the client's own time-out anew, so that only a limit on the whole helps."""
 
@@ -343,6 +345,7 @@ def nowhere(request: pytest.FixtureRequest) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_when_nothing_can_be_reached_a_new_process_ends_within_5_seconds(
     nowhere: str, tmp_path: Path
 ) -> None:
@@ -353,6 +356,7 @@ def test_when_nothing_can_be_reached_a_new_process_ends_within_5_seconds(
     assert "the Hub cannot be reached" in answer["text"]
 
 
+@pytest.mark.slow
 def test_without_wheel_and_hub_three_ways_to_the_embedded_model_are_named_within_5_seconds(
     nowhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -554,6 +554,7 @@ def odd_values(default: object) -> list[object]:
     return [value for value in kinds if value != default]
 
 
+@pytest.mark.slow
 def test_whatever_an_adapters_configuration_says_it_is_loaded_or_refused(
     stock: Stock, tmp_path: Path
 ) -> None:
@@ -574,6 +575,7 @@ def test_whatever_an_adapters_configuration_says_it_is_loaded_or_refused(
     assert all(str(folder) in said for said in refusals)
 
 
+@pytest.mark.slow
 def test_whatever_a_reward_model_says_of_itself_it_is_loaded_or_refused(
     reward_model: Files, tmp_path: Path
 ) -> None:
