@@ -328,8 +328,8 @@ def test_attention_in_one_call_is_that_of_one_text_after_the_other(
     rule, cpu = Rule(function), torch.device("cpu")
     module = Capped()
     call = Call(module, None, {"softcap": cap} if cap else {})
-    one_by_one = SegmentAttention(layout, torch.float32, cpu)
-    at_once = FlexAttention(layout, torch.float32, cpu, compiled=False)
+    one_by_one = SegmentAttention(layout, cpu)
+    at_once = FlexAttention(layout, cpu, compiled=False)
     states = (query, key, value)
     torch.testing.assert_close(
         at_once.of_row(rule, states, call), one_by_one.of_row(rule, states, call)

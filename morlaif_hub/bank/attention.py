@@ -194,13 +194,11 @@ class SegmentAttention:
 
     Args:
         layout: The row.
-        dtype: Of the states.
         device: Of the states.
     """
 
-    def __init__(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> None:
-        self._layout = layout
-        self._dtype, self._device = dtype, device
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        self._layout, self._device = layout, device
         self._known: dict[tuple[Rule, int, int, int], _Mask] = {}
 
     def of_row(self, rule: Rule, states: States, call: "Call") -> Tensor:
@@ -209,15 +207,12 @@ class SegmentAttention:
         found = []
         for node in self._layout.nodes:
             keys, values = taken(key, node.path), taken(value, node.path)
+            offset = node.position - node.start
             for start, end in _blocks(rule, node):
-                positions = range(
-                    node.position + start - node.start, node.position + end - node.start
-                )
-                mask = self._mask(rule, positions, positions.stop if rule.plain else keys.shape[2])
+                mask = self._mask(rule, range(start + offset, end + offset), keys.shape[2])
                 seen = slice(mask.first, mask.first + mask.keys)
-                found.append(
-                    call(query[:, :, start:end], keys[:, :, seen], values[:, :, seen], mask)
-                )
+                asking = query[:, :, start:end]
+                found.append(call(asking, keys[:, :, seen], values[:, :, seen], mask))
         return torch.cat(found, dim=1)
 
     def of_reads(

@@ -29,17 +29,13 @@ class FlexAttention:
 
     Args:
         layout: The row.
-        dtype: Of the states.
         device: Of the states.
         compiled: False runs FlexAttention's reference code, on any device.
     """
 
-    def __init__(
-        self, layout: Layout, dtype: torch.dtype, device: torch.device, *, compiled: bool = True
-    ) -> None:
-        self._one_by_one = SegmentAttention(
-            layout, dtype, device
-        )  # for what cannot be told to a kernel
+    def __init__(self, layout: Layout, device: torch.device, *, compiled: bool = True) -> None:
+        # For what cannot be told to a kernel.
+        self._one_by_one = SegmentAttention(layout, device)
         self._attention: Any = _compiled() if compiled else flex_attention
         self._device = device
         ends = subtree_ends(layout.nodes)

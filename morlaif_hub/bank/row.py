@@ -58,8 +58,8 @@ class Row:
         self._ids = torch.tensor([layout.ids], device=model.device)
         self._positions = positions
         self._places = torch.tensor([read.place for read in layout.reads], device=model.device)
-        at_once = FlexAttention if model.device.type == "cuda" else SegmentAttention
-        self._attention: RowAttention = at_once(layout, model.dtype, model.device)
+        kind = FlexAttention if model.device.type == "cuda" else SegmentAttention
+        self._attention: RowAttention = kind(layout, model.device)
         self._layer = 0
         self._keep = False
         self._kept: tuple[Tensor, Tensor] | None = None
