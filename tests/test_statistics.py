@@ -153,7 +153,7 @@ class TestBootstrapInterval:
         """Memory is bounded by drawing in blocks; how many rows a block has must not matter."""
         values, groups = np.random.default_rng(5).normal(size=50), np.arange(50)
         whole = bootstrap_interval(values, groups)
-        monkeypatch.setattr("morlaif_hub.statistics._DRAWS_AT_ONCE", 128)
+        monkeypatch.setattr("morlaif_hub.statistics.intervals._DRAWS_AT_ONCE", 128)
         assert bootstrap_interval(values, groups) == whole
 
     @pytest.mark.parametrize(

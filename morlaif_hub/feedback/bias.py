@@ -9,7 +9,7 @@ from morlaif_hub.comparisons import Comparison
 from morlaif_hub.errors import DataError
 from morlaif_hub.hub.manifest import BiasReport, RateRecord
 from morlaif_hub.judges.base import Verdict
-from morlaif_hub.statistics import bootstrap_interval, entropy_bits
+from morlaif_hub.statistics import Estimate, entropy_bits, estimate_mean, position_bias
 
 
 def bias_report(
@@ -33,11 +33,17 @@ def bias_report(
         for prompt, comparison, verdict in zip(prompts, comparisons, verdicts, strict=True)
         if comparison.human_choice is not None
     ]
+    bias = position_bias(
+        [v.probability_a_first for v in verdicts],
+        [v.probability_a_second for v in verdicts],
+        prompts,
+        seed=seed,
+    )
     human = None
     if agreements:
         human = _rate([a for _, a in agreements], [prompt for prompt, _ in agreements], seed=seed)
     return BiasReport(
-        position_bias=_rate([v.first_share - 0.5 for v in verdicts], prompts, seed=seed),
+        position_bias=_record(bias),
         flip_rate=_rate([float(v.flipped) for v in verdicts], prompts, seed=seed),
         tie_rate=float(np.mean([v.tie for v in verdicts])),
         mean_entropy=float(np.mean(entropy_bits([v.probability_a for v in verdicts]))),
@@ -52,8 +58,9 @@ def _agreement(comparison: Comparison, verdict: Verdict) -> float:
 
 
 def _rate(values: ArrayLike, prompts: Sequence[str], *, seed: int) -> RateRecord:
-    numbers = np.asarray(values, dtype=np.float64)
-    interval = bootstrap_interval(numbers, prompts, seed=seed)
-    return RateRecord(
-        value=float(numbers.mean()), interval=(interval.low, interval.high), n=len(numbers)
-    )
+    return _record(estimate_mean(values, prompts, seed=seed))
+
+
+def _record(estimate: Estimate) -> RateRecord:
+    low, high = estimate.interval
+    return RateRecord(value=estimate.value, interval=(low, high), n=estimate.n)

@@ -1,0 +1,1 @@
+"""The metric `calibration_error`: its script for `evaluate`, and its card."""

@@ -1,0 +1,1 @@
+"""The metric `pairwise_accuracy`: its script for `evaluate`, and its card."""

@@ -1,0 +1,1 @@
+"""The metric `position_bias`: its script for `evaluate`, and its card."""
