@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 
 from morlaif_hub.bank.adapters import AdapterFiles, check_adapter
 from morlaif_hub.bank.classifier import load_classifier
 from morlaif_hub.bank.engine import Engine, EngineSettings
 from morlaif_hub.models.language_model import load_tokenizer
+from morlaif_hub.preference_models.new_adapters import lora_config
+from morlaif_hub.preference_models.settings import GradientSettings
 
 # Of the second matrix of a LoRA and of a head: an adapter then changes what its layers give by some
 # per cent, as a trained one does, and scores are about as large as those of trained ones.
@@ -27,15 +28,11 @@ def save_random_adapters(
         folder: Where their folders go.
         base: The folder of their base.
         count: How many.
-        layers: As `LoraSettings` takes them.
+        layers: As `GradientSettings` takes them.
         seed: Of their weights.
     """
-    # Here, since it needs TRL, which a process that only scores should not load.
-    from morlaif_hub.preference_models.lora import LoraSettings, new_adapter
-
     model = base_classifier(base, dtype=torch.float32)
-    width = model.config.get_text_config().hidden_size
-    adapted = new_adapter(model, np.zeros(width), LoraSettings(layers=layers))
+    adapted = get_peft_model(model, lora_config(model, GradientSettings(layers=layers)))
     generator = torch.Generator().manual_seed(seed)
     names = [f"pm{i:02}" for i in range(count)]
     for name in names:

@@ -40,7 +40,7 @@ from morlaif_hub.hub.manifest import (
 )
 from morlaif_hub.models.embedded import embedded_model
 from morlaif_hub.models.language_model import base_identity, load_tokenizer
-from morlaif_hub.preference_models.lora import LoraSettings
+from morlaif_hub.preference_models.settings import GradientSettings
 from morlaif_hub.principles import load_constitution
 from morlaif_hub.workspace import Workspace
 from tests.hub_server import LoopbackHub
@@ -176,7 +176,7 @@ def make_adapters(folder: Path, base: Path, identity: BaseIdentity) -> list[Path
 def _save_adapter(folder: Path, base: Path, *, pad_token_id: int, seed: int) -> None:
     torch.manual_seed(seed)
     model = load_classifier(base, dtype=torch.float32, pad_token_id=pad_token_id)
-    settings, layers = LoraSettings(), layer_list(model)
+    settings, layers = GradientSettings(), layer_list(model)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=settings.rank,

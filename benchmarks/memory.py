@@ -41,7 +41,7 @@ def peaks(base: Path, texts: Texts, *, layers: str, seed: int, scratch: Path) ->
     Args:
         base: The folder of the base.
         texts: Of which the beginnings of the first ones are scored.
-        layers: That are adapted, as `LoraSettings` takes them.
+        layers: That are adapted, as `GradientSettings` takes them.
         seed: Of the adapters' weights.
         scratch: Where they are written.
     """

@@ -26,7 +26,7 @@ from morlaif_hub.comparisons import Comparison
 from morlaif_hub.hub.manifest import InputFormat
 from morlaif_hub.models.formats import Encoder
 from morlaif_hub.models.language_model import load_tokenizer
-from morlaif_hub.preference_models.lora import LoraSettings
+from morlaif_hub.preference_models.settings import GradientSettings
 
 ADAPTERS = 12
 RESPONSES = (1, 2, 8)
@@ -40,7 +40,7 @@ class Depth(NamedTuple):
 
     Attributes:
         words: The same in words.
-        layers: The same as `LoraSettings` takes it.
+        layers: The same as `GradientSettings` takes it.
         goals: How many times faster than opponent a the engine is to be, by responses to a prompt.
     """
 
@@ -292,7 +292,7 @@ class Bench:
             )
 
     def _work(self, depth: str) -> Work:
-        first = LoraSettings(layers=DEPTHS[depth].layers).adapted(self._layers)[0]
+        first = GradientSettings(layers=DEPTHS[depth].layers).adapted(self._layers)[0]
         return Work(first, self._layers, ADAPTERS, self._share)
 
     def _pace(self, model: Any) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from morlaif_hub.comparisons import Comparison, Prompt, read_comparisons, read_prompts
 from morlaif_hub.errors import OptionError
-from morlaif_hub.models.formats import Encoder
+from morlaif_hub.models.formats import Encoder, Text
 
 BESIDE = Path(__file__).parents[2] / "shared/data/hh-rlhf-harmless-dev.jsonl.gz"
 
@@ -88,6 +88,14 @@ def made_up_pairs(count: int, *, median: float, seed: int) -> list[Comparison]:
 def natural_list(
     pairs: Sequence[Comparison], encoder: Encoder, *, responses: int, texts: int
 ) -> list[tuple[int, ...]]:
+    """Return the token ids of `natural_texts`."""
+    found = natural_texts(pairs, encoder, responses=responses, texts=texts)
+    return [text.ids for text in found]
+
+
+def natural_texts(
+    pairs: Sequence[Comparison], encoder: Encoder, *, responses: int, texts: int
+) -> list[Text]:
     """Return a list of texts, some responses to each prompt, prompt by prompt.
 
     The first two responses to a prompt are its own. Further ones are those of the pairs after it:
@@ -111,7 +119,7 @@ def natural_list(
     made = []
     for index in range(prompts):
         prompt = pairs[index].prompt
-        made += [encoder.ids(prompt, r) for r in _responses(pairs, index, count=responses)]
+        made += [encoder.text(prompt, r) for r in _responses(pairs, index, count=responses)]
     return made
 
 

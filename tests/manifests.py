@@ -16,6 +16,8 @@ from morlaif_hub.hub.manifest import (
     Evaluation,
     FeedbackManifest,
     GoldenScores,
+    GradientRecord,
+    HeadRecord,
     InputFormat,
     JudgeRecord,
     Manifest,
@@ -25,10 +27,12 @@ from morlaif_hub.hub.manifest import (
     PolicyManifest,
     PreferenceModelManifest,
     PrincipleRecord,
+    ProbeRecord,
     RateRecord,
     SourceRecord,
     TrainingRecord,
     ValidationRecord,
+    WeightFitRecord,
     WeightRecord,
 )
 
@@ -92,10 +96,36 @@ def judge_record(**changes: Any) -> JudgeRecord:
     return replace(record, **changes)
 
 
+def head_record(**changes: Any) -> HeadRecord:
+    record = HeadRecord(layer=30, pooling="last", l2=100.0, accuracy=0.612, pairs=287)
+    return replace(record, **changes)
+
+
+def gradient_record(**changes: Any) -> GradientRecord:
+    record = GradientRecord(
+        trainer="together",
+        layers=(22, 23, 24),
+        rank=8,
+        alpha=16.0,
+        learning_rate=2e-4,
+        epochs=1.0,
+        batch_size=16,
+        label_smoothing=0.0,
+        loss="soft",
+        validation_pairs=48,
+        start_accuracy=0.604,
+        trained_accuracy=0.646,
+        steps=18,
+        kept="trained",
+    )
+    return replace(record, **changes)
+
+
 def preference_model_manifest(**changes: Any) -> PreferenceModelManifest:
     manifest = PreferenceModelManifest(
         license="Apache-2.0",
         form="lora",
+        probe=None,
         principle=principle_record(),
         base=base_identity(),
         input_format=InputFormat(kind="chat", append_eos=True, max_length=512),
@@ -108,17 +138,9 @@ def preference_model_manifest(**changes: Any) -> PreferenceModelManifest:
         training=TrainingRecord(
             labels="feedback",
             seed=7,
-            layers=(22, 23, 24),
-            rank=8,
-            alpha=16.0,
-            learning_rate=2e-4,
-            epochs=1.0,
-            batch_size=16,
             pairs=287,
-            validation_pairs=48,
-            start_accuracy=0.604,
-            trained_accuracy=0.646,
-            kept="trained",
+            head=head_record(),
+            gradient=gradient_record(),
         ),
         calibration=Calibration(mean=-0.125, std=1.5, temperature=0.8, n=384),
         validation=validation_record(first_share=None),
@@ -146,6 +168,18 @@ def preference_model_manifest(**changes: Any) -> PreferenceModelManifest:
         repo_id="ann/morlaif-pm-conciseness-smollm2",
     )
     return replace(manifest, **changes)
+
+
+def probe_manifest(**changes: Any) -> PreferenceModelManifest:
+    """Return the manifest of a preference model that is a probe."""
+    made = preference_model_manifest()
+    read: dict[str, Any] = {"layer": 15, "pooling": "last+mean"}
+    fields: dict[str, Any] = {
+        "form": "probe",
+        "probe": ProbeRecord(**read),
+        "training": replace(made.training, head=head_record(**read), gradient=None),
+    }
+    return preference_model_manifest(**{**fields, **changes})
 
 
 def feedback_manifest(**changes: Any) -> FeedbackManifest:
@@ -202,6 +236,18 @@ def weight_records() -> tuple[WeightRecord, ...]:
     )
 
 
+def weights_fit_record() -> WeightFitRecord:
+    return WeightFitRecord(
+        labels="human",
+        sources=(SourceRecord(name="Anthropic/hh-rlhf", revision=COMMIT, sha256=sha256("1")),),
+        pairs=2306,
+        prompts=1890,
+        l2=10.0,
+        accuracy=RateRecord(value=0.652, interval=(0.631, 0.672), n=2306),
+        equal_accuracy=RateRecord(value=0.588, interval=(0.567, 0.608), n=2306),
+    )
+
+
 def bank_manifest(**changes: Any) -> BankManifest:
     manifest = BankManifest(
         license="Apache-2.0",
@@ -215,6 +261,7 @@ def bank_manifest(**changes: Any) -> BankManifest:
         ),
         correlations=((1.0, -0.28), (-0.28, 1.0)),
         versions=VERSIONS,
+        weights_fit=weights_fit_record(),
         repo_id="ann/morlaif-bank-everyday",
     )
     return replace(manifest, **changes)
@@ -267,9 +314,10 @@ def base_manifest(**changes: Any) -> BaseManifest:
 
 
 def every_kind() -> list[Manifest]:
-    """Return one manifest of each kind."""
+    """Return one manifest of each kind, and a probe's, whose fields are others."""
     return [
         preference_model_manifest(),
+        probe_manifest(),
         feedback_manifest(),
         bank_manifest(),
         policy_manifest(),

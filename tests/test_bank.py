@@ -401,11 +401,13 @@ def test_a_bank_has_the_license_that_its_members_share(
 
 def test_a_model_without_validation_pairs_says_so_on_its_card(pm: Path) -> None:
     training = read_manifest(pm, PreferenceModelManifest).training
-    measured = "0.604 at the start, 0.646 after training; the trained model was kept"
+    measured = "0.604 at the start, 0.646 after training; the weights after 18 steps were kept"
     assert f"| validation accuracy | {measured} |" in (pm / "README.md").read_text()
-    _reseal(pm, training=replace(training, start_accuracy=None, trained_accuracy=None))
+    assert training.gradient is not None
+    unknown = replace(training.gradient, start_accuracy=None, trained_accuracy=None, kept="start")
+    _reseal(pm, training=replace(training, gradient=unknown))
     card = (pm / "README.md").read_text()
-    assert "| validation accuracy | not measured; the trained model was kept |" in card
+    assert "| validation accuracy | not measured; the start was kept |" in card
 
 
 def test_a_plain_adapter_takes_its_name_from_a_mapping(

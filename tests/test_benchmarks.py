@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import bank, grpo
+from benchmarks import bank, grpo, probes, training
 from benchmarks.adapters import (
     bank_engine,
     base_classifier,
@@ -241,3 +241,26 @@ def test_the_benchmark_of_grpo_runs() -> None:
     assert data["same_completions_at_first"]
     assert data["difference"] < 1e-4
     assert [0 < way["share"] < 1 for way in data["ways"]] == [True, True]
+
+
+def test_the_benchmark_of_probes_runs() -> None:
+    result = CliRunner().invoke(probes.main, ["--tiny", "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["equal"]
+    assert (data["layer"], data["layers"], data["method"]) == (5, 10, "packed")
+    assert set(data["seconds"]) == {"probes", "base", "padded"}
+    assert data["goal"] is None  # of a tiny base, what is not a layer costs as much
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_training_runs() -> None:
+    options = ["--tiny", "--batch-size", "4", "--layers", "quarter", "--json"]
+    result = CliRunner().invoke(training.main, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    (found,) = data["found"]
+    assert data["equal"]
+    assert found["loss_difference"] < 1e-6
+    assert found["goal"] is None
+    assert found["counts"]["unique"] < found["counts"]["tokens"] < found["counts"]["padded"]

@@ -30,6 +30,7 @@ from morlaif_hub.hub.manifest import (
     Manifest,
     PolicyManifest,
     PreferenceModelManifest,
+    ProbeRecord,
     SourceRecord,
     to_plain,
 )
@@ -45,9 +46,11 @@ from tests.manifests import (
     policy_manifest,
     preference_model_manifest,
     principle_record,
+    probe_manifest,
     sha256,
     validation_record,
     weight_records,
+    weights_fit_record,
 )
 
 Keys = tuple[str | int, ...]
@@ -72,8 +75,7 @@ def variants() -> list[Manifest]:
     )
     return [
         *every_kind(),
-        preference_model_manifest(
-            form="probe",
+        probe_manifest(
             repo_id=None,
             base=local,
             dataset=DatasetReference(**LOCAL, sha256=sha256("f")),
@@ -82,6 +84,7 @@ def variants() -> list[Manifest]:
             evaluations=(),
             length_correlation=None,
         ),
+        probe_manifest(probe=ProbeRecord(layer=30, pooling="mean")),
         preference_model_manifest(
             form="full",
             base=base_identity(source="hub", revision=None),
@@ -101,7 +104,16 @@ def variants() -> list[Manifest]:
             bias=replace(feedback_manifest().bias, human_agreement=None),
         ),
         feedback_manifest(judge=judge_record(base=None, validation=WRONG_WAY)),
-        bank_manifest(repo_id=None, objectives=doubtful, golden=(), correlations=()),
+        bank_manifest(
+            repo_id=None, objectives=doubtful, golden=(), correlations=(), weights_fit=None
+        ),
+        bank_manifest(
+            weights_fit=replace(
+                weights_fit_record(),
+                labels="feedback",
+                sources=(SourceRecord(name="pairs.jsonl", revision=None, sha256=sha256("1")),) * 2,
+            )
+        ),
         policy_manifest(
             form="full",
             repo_id=None,
@@ -213,12 +225,16 @@ def field_names(kind: Any, path: Keys = ()) -> Iterator[Keys]:
             yield from field_names(inner, path)
 
 
-@EVERY_KIND
-def test_the_examples_leave_no_field_out(manifest: Manifest) -> None:
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_the_examples_leave_no_field_out(kind: str) -> None:
     """So that the next test is about every field, new ones included."""
-    declared = set(field_names(MANIFESTS[manifest.kind]))
-    context = card_context(manifest, figures=FIGURES)
-    named = {tuple(key for key in path if isinstance(key, str)) for path in leaves(context)}
+    declared = set(field_names(MANIFESTS[kind]))
+    named = {
+        tuple(key for key in path if isinstance(key, str))
+        for manifest in every_kind()
+        if manifest.kind == kind
+        for path in leaves(card_context(manifest, figures=FIGURES))
+    }
     assert declared <= named
     assert ("repo_id",) in declared
 
@@ -292,7 +308,9 @@ def hostile(manifest: Manifest) -> Manifest:
                 versions={HOSTILE: HOSTILE},
             )
         case BankManifest():
-            return replace(manifest, **hostile_reward())
+            source = SourceRecord(name=HOSTILE, revision=HOSTILE, sha256=sha256("1"))
+            fit = replace(weights_fit_record(), sources=(source,))
+            return replace(manifest, **hostile_reward(), weights_fit=fit)
         case PolicyManifest():
             objectives = {"conciseness": 0.0, HOSTILE: 1.0}
             return replace(
@@ -347,6 +365,7 @@ def test_every_text_of_a_manifest_is_made_hostile_by_the_test_below(manifest: Ma
     tame = {p: v for p, v in texts(to_plain(hostile(manifest))) if HOSTILE not in v}
     fixed = r"(^[0-9a-f]{64}$)|(^gguf:)"
     allowed = ("name", "kind", "form", "length", "verdict", "part", "split", "labels", "kept")
+    allowed += ("trainer", "loss", "pooling")
     left = {
         path: value
         for path, value in tame.items()
@@ -515,6 +534,15 @@ def test_an_accuracy_that_length_could_reach_is_said(
     assert ("not shown to be better" in text) == bool(said)
 
 
+def test_a_calibration_error_is_explained() -> None:
+    first, second = preference_model_manifest().evaluations
+    error = replace(second, split="test", metric="calibration_error")
+    text = body(preference_model_manifest(evaluations=(first, error)))
+    assert "| test | calibration error | 0.031 | 0.020 to 0.050 | 287 | none |" in text
+    assert "No temperature was judged on a prompt that it was fitted on." in flat(text)
+    assert "No temperature" not in body(preference_model_manifest())
+
+
 def test_results_for_the_hub_are_those_of_held_out_pairs() -> None:
     card = ModelCard(render(preference_model_manifest()))
     (result,) = card.data.eval_results
@@ -618,7 +646,7 @@ def test_trl_alone_is_offered_only_where_it_gives_the_same_score() -> None:
         assert offer not in body(preference_model_manifest(input_format=differs))
     assert offer in body(preference_model_manifest(form="full", base=base_identity(**LOCAL)))
     assert offer not in body(preference_model_manifest(base=base_identity(**LOCAL)))
-    assert offer not in body(preference_model_manifest(form="probe"))
+    assert offer not in body(probe_manifest())
 
 
 def test_a_licence_that_the_hub_does_not_know_is_given_by_name() -> None:
@@ -659,7 +687,7 @@ def test_a_dequantised_base_is_not_passed_off_as_the_original(make: Any) -> None
 
 
 def test_a_probe_says_that_transformers_cannot_load_it() -> None:
-    manifest = preference_model_manifest(form="probe")
+    manifest = probe_manifest()
     text = body(manifest)
     assert "`transformers` and PEFT alone cannot load that" in text
     assert "AutoModelForSequenceClassification" not in text

@@ -439,7 +439,8 @@ def test_a_claim_that_is_off_fails(fields: dict[str, Any], claim: str, made: Mad
 @pytest.mark.slow
 @pytest.mark.usefixtures("ann")
 @pytest.mark.parametrize(
-    "field", ["accuracy", "interval", "length_baseline", "temperature", "mean"]
+    "field",
+    ["accuracy", "interval", "length_baseline", "calibration_error", "temperature", "mean"],
 )
 def test_a_number_that_is_off_fails(field: str, made: Made) -> None:
     push_all(made)
@@ -459,6 +460,10 @@ def test_a_number_that_is_off_fails(field: str, made: Made) -> None:
             first = replace(first, interval=(first.interval[0] - 0.1, first.interval[1]))
         case "length_baseline":
             first = replace(first, length_baseline=(first.length_baseline or 0) - 0.1)
+        case "calibration_error":
+            *others, last = others
+            assert last.metric == field
+            others.append(replace(last, value=last.value + 0.01))
         case "temperature":
             calibration = replace(calibration, temperature=calibration.temperature * 2)
         case "mean":
@@ -471,7 +476,8 @@ def test_a_number_that_is_off_fails(field: str, made: Made) -> None:
         calibration=calibration,
     )
     failed = [c for c, verdict in verdicts(verify(folder)).items() if verdict == "fails"]
-    assert failed == ["calibration" if field in ("temperature", "mean") else "accuracy"]
+    claims = {"temperature": "calibration", "mean": "calibration", "calibration_error": field}
+    assert failed == [claims.get(field, "accuracy")]
 
 
 @pytest.mark.usefixtures("ann")

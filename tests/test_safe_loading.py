@@ -234,7 +234,9 @@ HOSTILE: dict[str, Row] = {
     "a line of its own": Row(
         says(license="mit\u2028x: y"), ManifestError, MANIFEST, "control character"
     ),
-    "another probe": Row(says(form="probe"), ArtifactError, MANIFEST, "a probe cannot be loaded"),
+    "a probe that reads nothing": Row(
+        says(form="probe"), ManifestError, MANIFEST, "probe is wanted for"
+    ),
     "a full model that is none": Row(
         says(form="full"), ModelNotFoundError, "config.json", "no config.json there"
     ),

@@ -4,23 +4,33 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from morlaif_hub.bank.bank import PMBank
 from morlaif_hub.bank.members import Member
 from morlaif_hub.errors import OptionError
-from morlaif_hub.figures import correlation_matrix, png
+from morlaif_hub.figures import correlation_matrix, png, weight_bars
 from morlaif_hub.hub.artifact import seal, stage
 from morlaif_hub.hub.manifest import (
     BankManifest,
     ObjectiveRecord,
     PreferenceModelManifest,
+    WeightFitRecord,
     WeightRecord,
     manifest_sha256,
 )
 from morlaif_hub.statistics import correlation
+
+
+class FittedWeights(NamedTuple):
+    """Weights with their intervals, one per objective, and what they were fitted on."""
+
+    records: tuple[WeightRecord, ...]
+    fit: WeightFitRecord
 
 
 def objective_records(bank: PMBank, *, beside: Path) -> tuple[ObjectiveRecord, ...]:
@@ -36,7 +46,7 @@ def write_bank(
     folder: Path,
     *,
     scores: ArrayLike,
-    weights: Mapping[str, float],
+    weights: Mapping[str, float] | FittedWeights,
     scalarizer: str = "linear",
     name: str | None = None,
 ) -> BankManifest:
@@ -47,7 +57,7 @@ def write_bank(
         folder: Replaced if it exists.
         scores: Calibrated scores of some responses, for the correlations between objectives;
             shape (responses, objectives).
-        weights: One per objective.
+        weights: One per objective. Fitted ones are shown with their intervals, in a figure too.
         scalarizer: A name in `SCALARIZERS`.
         name: The bank's; by default the folder's.
 
@@ -56,36 +66,62 @@ def write_bank(
     """
     names = bank.objectives
     manifests = [_manifest(member) for member in bank.members]
-    _check_reach(bank, folder.resolve().parent)
+    check_pinnable(bank, folder)
+    fitted = weights if isinstance(weights, FittedWeights) else None
     matrix = _correlations(np.asarray(scores, float))
     with stage(folder) as staging:
         (staging / "figures").mkdir()
         # numpy reads None as NaN, which the figure shows as a dash.
         figure = correlation_matrix(names, np.array(matrix, float))
         (staging / "figures/correlations.png").write_bytes(png(figure))
+        records = _weight_records(names, weights)
+        if fitted is not None:
+            (staging / "figures/weights.png").write_bytes(png(_weights_figure(records)))
         manifest = BankManifest(
             license=_common_license(manifests),
             name=name or folder.name,
             objectives=objective_records(bank, beside=folder),
             scalarizer=scalarizer,
-            weights=tuple(
-                WeightRecord(objective=name, value=float(weights[name]), interval=None)
-                for name in names
-            ),
+            weights=records,
             golden=tuple(manifest.golden for manifest in manifests),
             correlations=matrix,
+            weights_fit=fitted.fit if fitted else None,
             versions={"morlaif-hub": version("morlaif-hub")},
         )
         return seal(staging, manifest)
 
 
-def _check_reach(bank: PMBank, workspace: Path) -> None:
+def check_pinnable(bank: PMBank, folder: Path) -> None:
+    """Check that a bank's artifact in a folder could name all of its preference models.
+
+    Raises:
+        OptionError: If one has no manifest, or is neither from the Hub nor below the folder's
+            parent.
+    """
+    workspace = folder.resolve().parent
     for member in bank.members:
+        _manifest(member)
         if member.repo_id is None and workspace not in member.path.parents:
             raise OptionError(
                 f"{member.objective} ({member.source}) is not below {workspace}, so a bank there "
                 "cannot name it; copy it there, or load it from the Hub"
             )
+
+
+def _weight_records(
+    names: Sequence[str], weights: Mapping[str, float] | FittedWeights
+) -> tuple[WeightRecord, ...]:
+    if isinstance(weights, FittedWeights):
+        by_name = {record.objective: record for record in weights.records}
+        return tuple(by_name[name] for name in names)
+    return tuple(
+        WeightRecord(objective=name, value=float(weights[name]), interval=None) for name in names
+    )
+
+
+def _weights_figure(records: Sequence[WeightRecord]) -> Figure:
+    names, values = [r.objective for r in records], [r.value for r in records]
+    return weight_bars(names, values, [r.interval or (r.value, r.value) for r in records])
 
 
 def _correlations(scores: NDArray[np.float64]) -> tuple[tuple[float | None, ...], ...]:

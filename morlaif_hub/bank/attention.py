@@ -22,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from morlaif_hub.bank.layout import Layout, Node, Slices
+from morlaif_hub.bank.pieces import Mask, Piece, States, attended, part_of
 
 PACKED, ASKING = "morlaif_packed", "morlaif_asking"
 """Names of attention implementations: to compute, and to find out each layer's rule."""
@@ -32,10 +33,6 @@ _HARMLESS = {
     "max_length_k", "max_length_q", "output_attentions", "output_hidden_states", "position_ids",
     "return_dict", "sliding_window", "use_cache",
 }  # fmt: skip
-
-
-States = tuple[Tensor, Tensor, Tensor]
-"""Queries, keys and values, each (batch, heads, tokens, width)."""
 
 
 class NotPackableError(Exception):
@@ -199,21 +196,17 @@ class SegmentAttention:
 
     def __init__(self, layout: Layout, device: torch.device) -> None:
         self._layout, self._device = layout, device
-        self._known: dict[tuple[Rule, int, int, int], _Mask] = {}
+        self._known: dict[tuple[Rule, int, int, int], Mask] = {}
 
     def of_row(self, rule: Rule, states: States, call: "Call") -> Tensor:
         """Return attention for every token, shape (1, tokens, heads, width)."""
-        query, key, value = states
-        found = []
+        pieces = []
         for node in self._layout.nodes:
-            keys, values = taken(key, node.path), taken(value, node.path)
             offset = node.position - node.start
             for start, end in _blocks(rule, node):
-                mask = self._mask(rule, range(start + offset, end + offset), keys.shape[2])
-                seen = slice(mask.first, mask.first + mask.keys)
-                asking = query[:, :, start:end]
-                found.append(call(asking, keys[:, :, seen], values[:, :, seen], mask))
-        return torch.cat(found, dim=1)
+                positions = range(start + offset, end + offset)
+                pieces.append(self._piece(rule, (start, end), positions, node.path))
+        return attended(pieces, states, call)
 
     def of_reads(
         self, rule: Rule, query: Tensor, keys_and_values: tuple[Tensor, Tensor], call: "Call"
@@ -226,17 +219,19 @@ class SegmentAttention:
             keys_and_values: Of the whole row, each shape (1, heads, tokens, width).
             call: Computes it.
         """
-        key, value = keys_and_values
-        found = []
-        for i, read in enumerate(self._layout.reads):
-            count = sum(end - start for start, end in read.path)
-            mask = self._mask(rule, range(read.position, read.position + 1), count)
-            seen = slice(mask.first, mask.first + mask.keys)
-            keys, values = (taken(states, read.path)[:, :, seen] for states in (key, value))
-            found.append(call(query[:, :, i : i + 1], keys, values, mask))
-        return torch.cat(found, dim=1)
+        pieces = [
+            self._piece(rule, (i, i + 1), range(read.position, read.position + 1), read.path)
+            for i, read in enumerate(self._layout.reads)
+        ]
+        return attended(pieces, (query, *keys_and_values), call)
 
-    def _mask(self, rule: Rule, queries: range, keys: int) -> "_Mask":
+    def _piece(
+        self, rule: Rule, queries: tuple[int, int], positions: range, path: Slices
+    ) -> "Piece":
+        mask = self._mask(rule, positions, sum(end - start for start, end in path))
+        return Piece(*queries, part_of(path, mask.first, mask.first + mask.keys), mask)
+
+    def _mask(self, rule: Rule, queries: range, keys: int) -> "Mask":
         named = (rule, queries.start, queries.stop, keys)
         if named in self._known:
             return self._known[named]
@@ -259,52 +254,18 @@ def _blocks(rule: Rule, node: Node) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, node.end)
 
 
-@dataclass(frozen=True)
-class _Mask:
-    """What some queries see of some keys.
-
-    Attributes:
-        first: The first key that is taken.
-        keys: How many are.
-        causal: Whether each query sees the keys up to its own, and both are as many.
-        seen: Which are seen, shape (queries, keys); None for all, or those that `causal` says.
-    """
-
-    first: int
-    keys: int
-    causal: bool = False
-    seen: Tensor | None = None
-
-    def additive(self, like: Tensor) -> Tensor | None:
-        """Return it as numbers to be added to scores; None if all are seen."""
-        seen = self.seen
-        if self.causal:
-            seen = torch.ones(self.keys, self.keys, dtype=torch.bool, device=like.device).tril()
-        if seen is None:
-            return None
-        hidden = torch.full(seen.shape, torch.finfo(like.dtype).min, dtype=like.dtype)
-        return hidden.to(like.device).masked_fill(seen, 0.0)[None, None]
-
-
-def _mask(rule: Rule, queries: range, keys: int, device: torch.device) -> _Mask:
+def _mask(rule: Rule, queries: range, keys: int, device: torch.device) -> Mask:
     if rule.plain and len(queries) == keys:
-        return _Mask(0, keys, causal=keys > 1)
+        return Mask(0, keys, causal=keys > 1)
     seen = rule.allowed(queries, keys)
     wanted = seen.any(0).nonzero()
     first, end = int(wanted[0]), int(wanted[-1]) + 1
     seen = seen[:, first:end]
     if bool(seen.all()):
-        return _Mask(first, end - first)
+        return Mask(first, end - first)
     if seen.shape[0] == seen.shape[1] and torch.equal(seen, torch.ones_like(seen).tril()):
-        return _Mask(first, end - first, causal=True)
-    return _Mask(first, end - first, seen=seen.to(device))
-
-
-def taken(states: Tensor, slices: Slices) -> Tensor:
-    """Return slices of (batch, heads, tokens, width) along its tokens, joined."""
-    if len(slices) == 1:
-        return states[:, :, slices[0][0] : slices[0][1]]
-    return torch.cat([states[:, :, start:end] for start, end in slices], dim=2)
+        return Mask(first, end - first, causal=True)
+    return Mask(first, end - first, seen=seen.to(device))
 
 
 class Call:
@@ -332,7 +293,7 @@ class Call:
                     f"{type(module).__name__} tells its attention {', '.join(sorted(more))}"
                 )
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: _Mask) -> Tensor:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
         """Return attended values, shape (batch, queries, heads, width)."""
         if self._own is not None:
             told = {"scaling": self.scaling, "dropout": 0.0, **self.more}

@@ -17,7 +17,7 @@ from morlaif_hub.comparisons import Message
 from morlaif_hub.errors import ArtifactError, OptionError, ScoreError
 from morlaif_hub.hub.client import Progress
 from morlaif_hub.hub.manifest import BankManifest, Calibration, GoldenScores, InputFormat
-from morlaif_hub.models.formats import encode_whole_pair
+from morlaif_hub.models.formats import Encoder, Text, encode_whole_pair
 from morlaif_hub.models.language_model import Dtype, ModelFolder
 
 Pair = tuple[str | Sequence[Message], str]
@@ -175,10 +175,14 @@ class PMBank:
         ways = [(g, f) for g in self._groups for f in dict.fromkeys(g.formats)]
         with self._lock:
             for done, (group, input_format) in enumerate(ways):
-                sequences = _encoded(group, input_format, pairs, cut)
-                different = max(1, len({tuple(ids) for ids in sequences}))
+                texts = _encoded(group, input_format, pairs, cut)
+                different = max(1, len(set(texts)))
                 told.expect(done / len(ways), 1 / len(ways) / different)
-                raw = group.engine.score(sequences, progress=told)
+                raw = group.engine.score(
+                    [text.ids for text in texts],
+                    starts=[text.start for text in texts],
+                    progress=told,
+                )
                 for i, column in enumerate(group.columns):
                     if group.formats[i] == input_format:
                         scores[:, column] = raw[:, i]
@@ -343,19 +347,27 @@ def _encoded(
     input_format: InputFormat,
     pairs: Sequence[Pair],
     cut: dict[int, int],
-) -> list[list[int]]:
-    """Return the token ids of pairs; add to `cut` which are longer than so many tokens."""
-    sequences = []
+) -> list[Text]:
+    """Return the token ids of pairs; add to `cut` which are longer than so many tokens.
+
+    Where the responses start is found for probes alone: it costs reading the prompts once more.
+    """
+    encoder = Encoder(group.tokenizer, input_format)
+    texts = []
     for i, (prompt, response) in enumerate(pairs):
-        ids = encode_whole_pair(group.tokenizer, prompt, response, input_format)
-        if not ids:
+        if group.engine.takes_starts:
+            text = encoder.whole(prompt, response)
+        else:
+            ids = encode_whole_pair(group.tokenizer, prompt, response, input_format)
+            text = Text(tuple(ids), 0)
+        if not text.ids:
             raise ScoreError(
                 f"response {i} and its prompt are both empty: there is nothing to score"
             )
-        if len(ids) > input_format.max_length:
+        if len(text.ids) > input_format.max_length:
             cut[i] = input_format.max_length
-        sequences.append(ids[-input_format.max_length :])
-    return sequences
+        texts.append(text.cut(input_format.max_length))
+    return texts
 
 
 def _response_text(response: str | Sequence[Message]) -> str:

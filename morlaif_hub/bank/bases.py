@@ -1,4 +1,4 @@
-"""Finding the base that an adapter belongs on, by the hash of its weights.
+"""Finding the base that an adapter or a probe belongs on, by the hash of its weights.
 
 A copy that is on this machine stands in for a repository: what counts is that the weights are the
 same.
@@ -18,11 +18,11 @@ from morlaif_hub.models.language_model import ModelFolder, known_base, model_fol
 
 
 def base_of(member: Member, stand_in: str | Path | None) -> ModelFolder | None:
-    """Return the base of an adapter, its weights compared; None for a full model."""
+    """Return the base of an adapter or a probe, its weights compared; None for a full model."""
     manifest = member.manifest
     if manifest is None:
         return _plain_base(member, stand_in)
-    if manifest.form != "lora":
+    if manifest.form == "full":
         return None
     if stand_in is not None:
         found = model_folder(stand_in)

@@ -1,14 +1,15 @@
-"""Sequence classifiers: loaded from local folders, with what these lack, and their heads."""
+"""Sequence classifiers and bare bases: loaded from local folders, with what these lack."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from morlaif_hub.errors import TrainingError
@@ -55,10 +56,47 @@ def load_with_gaps(
     folder: Path, *, dtype: torch.dtype, pad_token_id: int, attention: str | None = None
 ) -> Loaded:
     """Return what `load_classifier` does, and what somebody else has to bring."""
+    return _load(
+        partial(AutoModelForSequenceClassification.from_pretrained, folder, num_labels=1),
+        dtype=dtype,
+        pad_token_id=pad_token_id,
+        attention=attention,
+    )
+
+
+def load_base(
+    folder: Path, *, dtype: torch.dtype, pad_token_id: int, attention: str | None = None
+) -> Any:
+    """Return a folder's model without any head, as probes read it, in evaluation mode.
+
+    Args:
+        folder: A local model in safetensors.
+        dtype: Of its weights.
+        pad_token_id: What its inputs are padded with.
+        attention: A name of an attention implementation; None for transformers' choice.
+    """
+    return load_base_with_gaps(
+        folder, dtype=dtype, pad_token_id=pad_token_id, attention=attention
+    ).model
+
+
+def load_base_with_gaps(
+    folder: Path, *, dtype: torch.dtype, pad_token_id: int, attention: str | None = None
+) -> Loaded:
+    """Return what `load_base` does, and which of its weights the folder did not have."""
+    return _load(
+        partial(AutoModel.from_pretrained, folder),
+        dtype=dtype,
+        pad_token_id=pad_token_id,
+        attention=attention,
+    )
+
+
+def _load(
+    load: Callable[..., Any], *, dtype: torch.dtype, pad_token_id: int, attention: str | None
+) -> Loaded:
     with quiet_loading():
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            num_labels=1,
+        model, found = load(
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,

@@ -1,12 +1,12 @@
-"""Scoring token sequences with every adapter on one base.
+"""Scoring token sequences with every adapter and every probe on one base.
 
 Equal texts are scored once, the rest in the fastest way that is exact for the model: packed rows,
 or padded batches where texts cannot be packed. Which of them is exact is not believed but tried,
-at every load, against plain PEFT.
+at every load, against plain PEFT and plain hidden states.
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -21,12 +21,16 @@ from morlaif_hub.bank.attention import NotPackableError
 from morlaif_hub.bank.golden import exact_products
 from morlaif_hub.bank.in_place import entries
 from morlaif_hub.bank.kernels import TORCH, KernelName, choose_kernel
-from morlaif_hub.bank.layout import Ids
+from morlaif_hub.bank.layout import Ids, up_to_read
 from morlaif_hub.bank.packed import PackedScorer
 from morlaif_hub.bank.padded import PaddedScorer
-from morlaif_hub.bank.trial import Scorer, allowed, furthest, probes
-from morlaif_hub.bank.trunk import Features, layer_list, out_of_memory
-from morlaif_hub.errors import ArtifactError, OptionError, ScoreError
+from morlaif_hub.bank.plain import plain_scores, trial_probes
+from morlaif_hub.bank.pooling import Pooled, Wanted, is_bare
+from morlaif_hub.bank.probes import ProbeFiles
+from morlaif_hub.bank.trial import TRIAL_STARTS, Scorer, allowed, furthest, trial_texts
+from morlaif_hub.bank.trunk import layer_list, out_of_memory
+from morlaif_hub.errors import OptionError, ScoreError
+from morlaif_hub.models.formats import Text
 
 _LOG = logging.getLogger("morlaif_hub.bank")
 
@@ -56,15 +60,17 @@ class EngineSettings:
 
 
 class Engine:
-    """One classifier and the ways in which it scores: its adapters, or itself.
+    """One base and the ways in which it scores: adapters, probes, or the classifier that it is.
 
     Args:
-        model: A sequence classifier with one output. From now on it is the engine's: adapters are
-            put on it, and nobody else may put others on it.
+        model: A sequence classifier with one output, or, if there are no adapters, a bare base.
+            From now on it is the engine's: adapters are put on it, and nobody else may put others
+            on it.
         pad_token_id: What batches are padded with, on the right; where a text is read, such tokens
             at its end do not count.
-        adapters: Checked adapters by objective, in order; none if the model itself is the one
-            preference model.
+        adapters: Checked adapters by objective, in order. Where there are neither these nor probes,
+            a classifier is itself the one preference model, and a bare base serves `pooled` alone.
+        probes: Checked probes by objective, in order; they read the model without adapters.
         settings: How to score.
 
     Attributes:
@@ -73,7 +79,8 @@ class Engine:
         kernel: What multiplies matrices.
 
     Raises:
-        BaseMismatchError: If an adapter's tensors are not those that this model takes.
+        BaseMismatchError: If an adapter's tensors are not those that this model takes, or a probe
+            reads what it has not.
         ArtifactError: If the model cannot score probe texts, or scores them as NaN or infinite.
         OptionError: If the model has adapters already.
     """
@@ -84,6 +91,7 @@ class Engine:
         *,
         pad_token_id: int,
         adapters: Mapping[str, AdapterFiles],
+        probes: Mapping[str, ProbeFiles] | None = None,
         settings: EngineSettings | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
@@ -93,13 +101,15 @@ class Engine:
         self._pad = pad_token_id
         self._where = [files.where for files in adapters.values()] or [type(model).__name__]
         self._slots = [f"pm{i}" for i in range(len(adapters))]
+        self._probes = tuple((probes or {}).values())
+        self._silent = not adapters and not self._probes and is_bare(model)
         self.model = model
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise OptionError("the model has adapters already; load it again for another engine")
         for slot, files in zip(self._slots, adapters.values(), strict=True):
             self.model = put_on(self.model, slot, files)
         self.model.requires_grad_(False).eval()
-        self._short = _short(model)
+        self._short = short_texts(model)
         self._scorer = self._choose()
 
     @property
@@ -112,72 +122,123 @@ class Engine:
         layers = layer_list(self.model)
         return tuple(entries(self.model, list(layers or ()), self._slots))
 
+    @property
+    def takes_starts(self) -> bool:
+        """Whether scores depend on where a response starts: whether there are probes."""
+        return bool(self._probes)
+
     @torch.inference_mode()
     def score(
-        self, sequences: Sequence[Sequence[int]], *, progress: Callable[[int], None] | None = None
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+        *,
+        progress: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Return every adapter's raw score of every sequence.
+        """Return the raw score of every sequence by every adapter, then by every probe.
 
         Args:
             sequences: Token ids. Equal ones are scored once.
+            starts: Where the response starts in each, for probes: their means are over the tokens
+                from there on, at least the last one. None for 0 in all.
             progress: Told how many different sequences were just scored.
 
         Returns:
-            float32 on the CPU, shape (sequences, adapters), or (sequences, 1) without adapters.
+            float32 on the CPU, shape (sequences, adapters and probes), or (sequences, 1) where the
+            model itself scores.
 
         Raises:
             ScoreError: If a single sequence does not fit into memory.
-            OptionError: If a token is not one of the model's.
+            OptionError: If a token is not one of the model's, starts are not one for each sequence,
+                or there is nothing to score with.
         """
-        read = [self._read(sequence) for sequence in sequences]
-        self._check_known(read)
-        scored: dict[Ids, Tensor] = {}
-        for texts in self._apart(set(read)):
-            for batch, scores in self._batches(texts, self._scorer.score):
-                scored.update(zip(batch, scores, strict=True))
-                if progress:
-                    progress(len(batch))
+        if self._silent:
+            raise OptionError("a bare base without probes has nothing to score with")
+        read = self._read_all(sequences, starts, counted=self.takes_starts)
+        scored: dict[Text, Tensor] = {}
+        for batch, scores in self._computed(read, self._scorer.score):
+            scored.update(zip(batch, scores, strict=True))
+            if progress:
+                progress(len(batch))
         if not sequences:
-            return torch.empty(0, max(len(self._slots), 1))
-        return torch.stack([scored[ids] for ids in read])
+            return torch.empty(0, max(len(self._slots) + len(self._probes), 1))
+        return torch.stack([scored[text] for text in read])
 
-    def features(
+    def pooled(
         self,
         sequences: Sequence[Ids],
-        depth: int,
+        layers: Sequence[int],
+        starts: Sequence[int] | None = None,
         *,
+        head: bool = False,
+        entering: int | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> Iterator[tuple[Ids, Features]]:
-        """Yield what the model without its adapters makes of each different sequence.
+    ) -> Iterator[tuple[Text, Pooled]]:
+        """Yield the pooled states of each different text in the model without its adapters.
+
+        The model is run no deeper than what is asked for, once for all of it. A text is a sequence
+        with its start, as they were given.
 
         Args:
             sequences: Token ids.
-            depth: The layer whose entering states are wanted.
-            progress: Told how many different sequences were just done.
+            layers: As transformers counts `hidden_states`: 1 to the number of layers, the last
+                after the final norm.
+            starts: Where the response starts in each sequence: means are over the tokens from there
+                on, at least the last one. None for 0 in all.
+            head: Whether to add what the score head reads, which a bare base does not have.
+            entering: The index, from 0, of a layer whose entering states to add.
+            progress: Told how many different texts were just done.
 
         Raises:
             ScoreError: If a single sequence does not fit into memory.
+            OptionError: If there is no such layer, a token is not one of the model's, or starts are
+                not one for each sequence.
             TrainingError: If the model's head is of no known kind.
         """
-        whole: dict[Ids, list[Ids]] = {}
-        for ids in dict.fromkeys(sequences):
-            whole.setdefault(self._read(ids), []).append(ids)
-        self._check_known(list(whole))
-        for texts in self._apart(whole):
-            for batch, found in self._batches(texts, partial(self._scorer.features, depth=depth)):
-                for ids, states in zip(batch, found, strict=True):
-                    yield from ((given, states) for given in whole[ids])
-                if progress:
-                    progress(sum(len(whole[ids]) for ids in batch))
+        depth = self.model.config.get_text_config().num_hidden_layers
+        if outside := [layer for layer in layers if not 1 <= layer <= depth]:
+            raise OptionError(f"layer {outside[0]} is not one of the model's, 1 to {depth}")
+        wanted = Wanted(tuple(layers), head, entering)
+        read = self._read_all(sequences, starts, counted=bool(layers))
+        whole: dict[Text, dict[Text, None]] = {}
+        for text, given in zip(read, _texts(sequences, starts), strict=True):
+            whole.setdefault(text, {})[given] = None
+        for batch, found in self._computed(whole, partial(self._scorer.pooled, wanted=wanted)):
+            for text, states in zip(batch, found, strict=True):
+                for given in whole[text]:
+                    yield given, states
+            if progress:
+                progress(sum(len(whole[text]) for text in batch))
 
-    def _check_known(self, texts: Sequence[Ids]) -> None:
-        count = _vocabulary(self.model)
-        for ids in texts:
+    def _read_all(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None, *, counted: bool
+    ) -> list[Text]:
+        """Return each sequence as it is read, with its start if that counts, else with 0."""
+        count, found = vocabulary_size(self.model), []
+        for sequence, start in _texts(sequences, starts):
+            ids = self._read(sequence)
             if max(ids) >= count:
                 raise OptionError(
                     f"token {max(ids)} is not one of the model's {count:,}: its tokenizer is that "
                     "of another model"
                 )
+            last = len(up_to_read(ids, self._pad)) - 1
+            found.append(Text(ids, min(start, last) if counted else 0))
+        return found
+
+    def _computed(
+        self, texts: Iterable[Text], compute: Callable[[Sequence[Ids], Sequence[int]], T]
+    ) -> Iterator[tuple[list[Text], T]]:
+        """Yield each different text once, in batches, with what was computed of them."""
+        rounds: list[dict[Ids, int]] = []  # in each, a sequence has one start
+        for ids, start in dict.fromkeys(texts):
+            free = next((starts for starts in rounds if ids not in starts), None)
+            if free is None:
+                rounds.append(free := {})
+            free[ids] = start
+        for starts in rounds:
+            for apart in self._apart(starts):
+                yield from self._batches(apart, starts, compute)
 
     def _read(self, sequence: Sequence[int]) -> Ids:
         """Return a sequence up to the token at which a classifier reads it.
@@ -186,12 +247,7 @@ class Engine:
         what comes after it does not matter.
         """
         ids = tuple(sequence) or (self._pad,)
-        if not self._scorer.causal:
-            return ids
-        end = len(ids)
-        while end > 1 and ids[end - 1] == self._pad:
-            end -= 1
-        return ids[:end]
+        return up_to_read(ids, self._pad) if self._scorer.causal else ids
 
     def _apart(self, texts: Collection[Ids]) -> list[list[Ids]]:
         """Return texts that a model may read together.
@@ -205,21 +261,24 @@ class Engine:
         return [self._scorer.order(side) for side in sides]
 
     def _batches(
-        self, texts: list[Ids], compute: Callable[[Sequence[Ids]], T]
-    ) -> Iterator[tuple[list[Ids], T]]:
+        self,
+        texts: list[Ids],
+        starts: Mapping[Ids, int],
+        compute: Callable[[Sequence[Ids], Sequence[int]], T],
+    ) -> Iterator[tuple[list[Text], T]]:
         """Yield texts in batches, with what was computed; smaller ones once memory ran out."""
         tokens, start = self.settings.row_tokens, 0
         while start < len(texts):
             end = self._scorer.end(texts, start, tokens)
             batch = texts[start:end]
             try:
-                computed = compute(batch)
+                computed = compute(batch, [starts[ids] for ids in batch])
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
                 tokens = self._smaller(batch, tokens, error)
                 continue
-            yield batch, computed
+            yield [Text(ids, starts[ids]) for ids in batch], computed
             start = end
 
     def _smaller(self, batch: list[Ids], tokens: int, error: BaseException) -> int:
@@ -236,14 +295,22 @@ class Engine:
     def _choose(self) -> Scorer:
         """Return the fastest way to score that gives what plain PEFT gives for probe texts."""
         with exact_products():  # a faster product would hide an error, or look like one
-            return self._tried(probes(_vocabulary(self.model), self._pad))
+            return self._tried(trial_texts(vocabulary_size(self.model), self._pad))
 
     def _tried(self, texts: list[Ids]) -> Scorer:
-        expected = self._plainly(texts)
+        slots: list[str | None] = [*self._slots]
+        if not slots and not self._probes:
+            if self._silent:
+                self._probes = trial_probes(self.model, texts[0])
+            else:
+                slots = [None]
+        named = list(zip(slots, self._where, strict=False))
+        starts = TRIAL_STARTS
+        expected = plain_scores(self.model, texts, starts, slots=named, probes=self._probes)
         for method, make in self._ways():
             try:
                 scorer = make()
-                off = furthest(scorer, texts, expected)
+                off = furthest(scorer, texts, starts, expected)
             except Exception as error:  # a model may take what it does not know in any way
                 if out_of_memory(error):
                     raise
@@ -251,7 +318,7 @@ class Engine:
                 reason = str(error) if known else f"{type(error).__name__}: {error}"
                 _LOG.debug("%s texts cannot be scored", method, exc_info=error)
             else:
-                if bool((off <= allowed(expected, self.model.dtype)).all()):
+                if bool((off <= self._allowed(expected)).all()):
                     self._take(method)
                     return scorer
                 reason = f"scores of {method} texts would be off by {float(off.max()):.2g}"
@@ -261,19 +328,23 @@ class Engine:
             f"{self.why}"
         )
 
+    def _allowed(self, expected: Tensor) -> Tensor:
+        """Return how far each column may be off; adapters and probes are of different sizes."""
+        kinds = expected.tensor_split([expected.shape[1] - len(self._probes)], dim=1)
+        return torch.cat([allowed(kind, self.model.dtype) for kind in kinds if kind.numel()])
+
     def _ways(self) -> Iterator[tuple[Method, Callable[[], Scorer]]]:
-        model, slots, pad = self.model, self._slots, self._pad
+        model, pad = self.model, self._pad
+        columns = (model, self._slots, self._probes)
         if self.settings.method != "padded":
-            kernel = choose_kernel(_largest_weight(model), self.settings.kernel)
+            kernel = choose_kernel(largest_weight(model), self.settings.kernel)
             sharing = self.settings.share_prefixes
             self.kernel = kernel.name
-            yield (
-                "packed",
-                lambda: PackedScorer(model, slots, kernel=kernel, share_prefixes=sharing),
-            )
+            packed = partial(PackedScorer, *columns, pad_token_id=pad, kernel=kernel)
+            yield "packed", partial(packed, share_prefixes=sharing)
         if self.settings.method != "packed":
             self.kernel = TORCH.name
-            padded = partial(PaddedScorer, model, slots, pad_token_id=pad)
+            padded = partial(PaddedScorer, *columns, pad_token_id=pad)
             yield "padded", padded
             yield "padded", partial(padded, share_trunk=False)
             yield "padded", partial(padded, share_trunk=False, equal_lengths=True)
@@ -286,37 +357,29 @@ class Engine:
             name = type(self.model.get_base_model() if self._slots else self.model).__name__
             _LOG.warning("%s is scored in padded batches, which takes longer: %s", name, self.why)
 
-    @torch.inference_mode()
-    def _plainly(self, texts: Sequence[Ids]) -> Tensor:
-        """Return scores of texts by PEFT, one text at a time, shape (texts, adapters)."""
-        columns = []
-        rows = [torch.tensor([text], device=self.model.device) for text in texts]
-        for slot, where in zip(self._slots or (None,), self._where, strict=True):
-            if slot is not None:
-                self.model.set_adapter(slot, inference_mode=True)
-            try:
-                found = [self.model(input_ids=r, attention_mask=torch.ones_like(r)) for r in rows]
-                scores = torch.cat([output.logits[:, 0] for output in found]).float().cpu()
-            except Exception as error:  # a model that is no classifier of one text fails in any way
-                if out_of_memory(error):
-                    raise
-                raise ArtifactError(
-                    f"{where}: cannot score a text: {type(error).__name__}: {error}"
-                ) from error
-            if not bool(scores.isfinite().all()):
-                raise ArtifactError(f"{where}: scores probe texts as NaN; its weights are damaged")
-            columns.append(scores)
-        return torch.stack(columns, dim=1)
+
+def _texts(sequences: Sequence[Sequence[int]], starts: Sequence[int] | None) -> list[Text]:
+    """Return sequences with their starts.
+
+    Raises:
+        OptionError: If there is not one for each, or one is negative.
+    """
+    starts = [0] * len(sequences) if starts is None else starts
+    if len(starts) != len(sequences):
+        raise OptionError(f"got {len(starts)} starts for {len(sequences)} sequences")
+    if negative := [start for start in starts if start < 0]:
+        raise OptionError(f"a start must be at least 0, got {negative[0]}")
+    return [Text(tuple(ids), start) for ids, start in zip(sequences, starts, strict=True)]
 
 
-def _vocabulary(model: Any) -> int:
+def vocabulary_size(model: Any) -> int:
     """Return how many tokens a model knows; an adapter may be around its embeddings."""
     embeddings = model.get_input_embeddings()
     count: int = getattr(embeddings, "base_layer", embeddings).weight.shape[0]
     return count
 
 
-def _short(model: Any) -> int | None:
+def short_texts(model: Any) -> int | None:
     """Return the tokens of the longest text that counts as short in a model with two tables."""
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
@@ -328,7 +391,7 @@ def _short(model: Any) -> int | None:
     return next((limit for limit in limits if limit is not None), None)
 
 
-def _largest_weight(model: Any) -> Tensor | None:
+def largest_weight(model: Any) -> Tensor | None:
     """Return the largest of the first layer's weights, (outputs, inputs)."""
     layers = layer_list(model)
     first = layers[0] if layers is not None else model

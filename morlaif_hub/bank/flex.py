@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from morlaif_hub.bank.attention import Call, Rule, SegmentAttention, States
+from morlaif_hub.bank.attention import Call, Rule, SegmentAttention
 from morlaif_hub.bank.layout import Layout, Node
+from morlaif_hub.bank.pieces import States
 
 
 @lru_cache(maxsize=1)

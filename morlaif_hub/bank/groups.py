@@ -7,12 +7,14 @@ from typing import Any
 import torch
 
 from morlaif_hub.bank.adapters import ADAPTER_WEIGHTS, AdapterFiles, check_adapter
-from morlaif_hub.bank.classifier import Loaded, load_with_gaps
+from morlaif_hub.bank.classifier import Loaded, load_base_with_gaps, load_with_gaps
 from morlaif_hub.bank.engine import Engine
 from morlaif_hub.bank.in_place import HEADS
 from morlaif_hub.bank.members import Member
+from morlaif_hub.bank.pooling import is_bare
+from morlaif_hub.bank.probes import ProbeFiles, check_probe
 from morlaif_hub.errors import ArtifactError, HeadError
-from morlaif_hub.hub.manifest import MANIFEST_NAME, InputFormat
+from morlaif_hub.hub.manifest import InputFormat
 from morlaif_hub.models.language_model import (
     Dtype,
     ModelFolder,
@@ -42,7 +44,7 @@ def load_group(
     """Return preference models, ready to score.
 
     Args:
-        members: Adapters of one base; or one full model.
+        members: Adapters and probes of one base; or one full model.
         columns: Of the bank, one for each.
         base: None for a full model.
         dtype: Of the weights.
@@ -50,32 +52,59 @@ def load_group(
 
     Raises:
         ArtifactError: If a file is unsafe or damaged, or a weight is nowhere.
-        BaseMismatchError: If an adapter does not fit the base.
+        BaseMismatchError: If an adapter or a probe does not fit the base.
         HeadError: If there is not exactly one score head with one output.
     """
     where = members[0].source
-    adapters: dict[str, AdapterFiles] = {}
-    manifest = members[0].manifest
-    if manifest is not None and manifest.form == "probe":
-        raise ArtifactError(f"{where}: {MANIFEST_NAME}: a probe cannot be loaded by this version")
+    adapters, probes = _heads_of(members) if base is not None else ({}, {})
     if base is None:
         check_model_files(members[0].path, where)
-        path = members[0].path
-    else:
-        adapters = {m.objective: check_adapter(m.path, m.source) for m in members}
-        path = base.path
+    path = members[0].path if base is None else base.path
+    alone = bool(probes) and not adapters
     try:
         tokenizer = load_tokenizer(path)
         pad = tokenizer.pad_token_id
-        loaded = load_with_gaps(path, dtype=getattr(torch, dtype), pad_token_id=pad)
+        load = load_base_with_gaps if alone else load_with_gaps
+        loaded = load(path, dtype=getattr(torch, dtype), pad_token_id=pad)
     except ArtifactError as error:
         raise ArtifactError(f"{where}: {error}") from error
     except Exception as error:  # a stranger's files can make transformers fail in any way
         raise ArtifactError(f"{where}: the model in {path} cannot be loaded: {error}") from error
-    _check_whole(loaded, adapters, where)
-    engine = Engine(loaded.model.to(device), pad_token_id=pad, adapters=adapters)
-    formats = tuple(_input_format(member, loaded.model) for member in members)
-    return Group(engine, tokenizer, tuple(columns), formats)
+    if not alone:
+        _check_whole(loaded, adapters, where)
+    _check_read(loaded, probes)
+    engine = Engine(loaded.model.to(device), pad_token_id=pad, adapters=adapters, probes=probes)
+    # The engine's columns are those of the adapters, then those of the probes.
+    order = sorted(range(len(members)), key=lambda i: members[i].objective in probes)
+    formats = tuple(_input_format(members[i], loaded.model) for i in order)
+    return Group(engine, tokenizer, tuple(columns[i] for i in order), formats)
+
+
+def _heads_of(
+    members: Sequence[Member],
+) -> tuple[dict[str, AdapterFiles], dict[str, ProbeFiles]]:
+    """Return what members bring to their base, checked, by objective: adapters, and probes."""
+    adapters: dict[str, AdapterFiles] = {}
+    probes: dict[str, ProbeFiles] = {}
+    for member in members:
+        record = member.manifest.probe if member.manifest else None
+        if record is None:
+            adapters[member.objective] = check_adapter(member.path, member.source)
+        else:
+            probes[member.objective] = check_probe(member.path, member.source, record)
+    return adapters, probes
+
+
+def _check_read(loaded: Loaded, probes: dict[str, ProbeFiles]) -> None:
+    """Check that no weight is left to chance of those that make the states which probes read."""
+    prefix = "" if is_bare(loaded.model) else f"{loaded.model.base_model_prefix}."
+    read = [n for n in loaded.gaps if n.startswith(prefix) and ".pooler." not in f".{n}"]
+    if read and probes:
+        where = next(iter(probes.values())).where
+        raise ArtifactError(
+            f"{where}: its base has no {read[0]} of the shape that config.json gives it, so "
+            "its scores would be random"
+        )
 
 
 def _check_whole(loaded: Loaded, adapters: dict[str, AdapterFiles], where: str) -> None:

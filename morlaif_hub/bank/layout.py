@@ -146,6 +146,53 @@ def common_start(first: Sequence[int], second: Sequence[int]) -> int:
     return next(i for i in range(shorter) if first[i] != second[i])
 
 
+def up_to_read(ids: Ids, pad: int) -> Ids:
+    """Return a text up to its last token that is no padding, at least its first one.
+
+    There a classifier on a causal model reads it; what comes after that does not matter.
+
+    Example:
+        >>> up_to_read((1, 2, 0, 3, 0), pad=0)
+        (1, 2, 0, 3)
+    """
+    end = len(ids)
+    while end > 1 and ids[end - 1] == pad:
+        end -= 1
+    return ids[:end]
+
+
+def first_places(path: Slices, count: int) -> Slices:
+    """Return the slices that hold the first so many places of a path.
+
+    Example:
+        >>> first_places(((0, 3), (7, 12)), 5)
+        ((0, 3), (7, 9))
+    """
+    found: list[tuple[int, int]] = []
+    for start, end in path:
+        taken = min(end - start, count)
+        if taken:
+            found.append((start, start + taken))
+        count -= taken
+    return tuple(found)
+
+
+def later_places(path: Slices, count: int) -> Slices:
+    """Return the slices that hold a path's places but for the first so many.
+
+    Example:
+        >>> later_places(((0, 3), (7, 12)), 2), later_places(((0, 3), (7, 12)), 4)
+        (((2, 3), (7, 12)), ((8, 12),))
+    """
+    found: list[tuple[int, int]] = []
+    for start, end in path:
+        left = min(end - start, count)
+        if start + left < end:
+            found.append((start + left, end))
+        count -= left
+    return tuple(found)
+
+
 def joined(before: Slices, last: tuple[int, int]) -> Slices:
     """Return slices with one more, as one where it begins where the last of them ends."""
     if before and before[-1][1] == last[0]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from morlaif_hub.bank.adapter_config import ADAPTER_CONFIG
+from morlaif_hub.bank.probes import PROBE_WEIGHTS
 from morlaif_hub.errors import ArtifactError, OptionError
 from morlaif_hub.hub.artifact import open_artifact
 from morlaif_hub.hub.client import Progress, Resolved, fetch_all, is_local, repository_files
@@ -143,6 +144,7 @@ def _open_bank(bank: Resolved) -> BankManifest:
 
 def _member(name: str | None, source: str | Path, found: Resolved) -> Member:
     if not (found.path / MANIFEST_NAME).is_file():
+        _refuse_bare_probe(source, found)
         if name is None:
             raise OptionError(
                 f"{source} has no {MANIFEST_NAME}, so its objective has no name; pass a mapping "
@@ -154,6 +156,16 @@ def _member(name: str | None, source: str | Path, found: Resolved) -> Member:
     manifest = open_artifact(found.path, PreferenceModelManifest, where=found.label)
     objective = name or manifest.principle.name
     return Member(objective, str(source), found.path, found.repo_id, found.revision, manifest)
+
+
+def _refuse_bare_probe(source: str | Path, found: Resolved) -> None:
+    """Refuse a probe without a manifest: nothing else says what it reads of which base."""
+    there = {path.name for path in found.path.iterdir()}
+    if PROBE_WEIGHTS in there and not {"config.json", ADAPTER_CONFIG} & there:
+        raise ArtifactError(
+            f"{source}: {PROBE_WEIGHTS} without a {MANIFEST_NAME}, which says what a probe reads "
+            "of which base; ask its owner to publish it as a preference model"
+        )
 
 
 def _refuse_pickles(source: str | Path, found: Resolved) -> None:

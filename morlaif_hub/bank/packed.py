@@ -23,9 +23,21 @@ from morlaif_hub.bank.attention import (
 )
 from morlaif_hub.bank.in_place import InPlace, Shared, entries
 from morlaif_hub.bank.kernels import Kernel
-from morlaif_hub.bank.layout import SHORTEST_PREFIX, Ids, Layout, lay_out, row_end
+from morlaif_hub.bank.layout import (
+    SHORTEST_PREFIX,
+    Ids,
+    Layout,
+    Slices,
+    first_places,
+    later_places,
+    lay_out,
+    row_end,
+    up_to_read,
+)
+from morlaif_hub.bank.pooling import Pooled, RowPools, Wanted, pooled_text
+from morlaif_hub.bank.probes import ProbeFiles
 from morlaif_hub.bank.row import Row
-from morlaif_hub.bank.trunk import Features, head_inputs, layer_list, out_of_memory
+from morlaif_hub.bank.trunk import head_inputs, layer_list, out_of_memory
 from morlaif_hub.bank.walk import Visited, Walker
 
 Slot = str | None
@@ -37,7 +49,10 @@ class PackedScorer:
 
     Args:
         model: A PEFT model of a sequence classifier with one output, or a classifier.
-        slots: Names of its adapters; none if the classifier itself is the preference model.
+        slots: Names of its adapters. Where there are neither these nor probes, the classifier
+            itself is the preference model.
+        probes: On the model without adapters.
+        pad_token_id: What does not count at a text's end.
         kernel: What multiplies matrices.
         share_prefixes: Whether texts share what they begin with in common.
 
@@ -49,15 +64,26 @@ class PackedScorer:
     """
 
     def __init__(
-        self, model: Any, slots: Sequence[str], *, kernel: Kernel, share_prefixes: bool = True
+        self,
+        model: Any,
+        slots: Sequence[str],
+        probes: Sequence[ProbeFiles] = (),
+        *,
+        pad_token_id: int,
+        kernel: Kernel,
+        share_prefixes: bool = True,
     ) -> None:
         classifier = model.get_base_model() if slots else model
         layers = layer_list(classifier)
         if layers is None:
             raise NotPackableError(f"{type(classifier).__name__} has no one list of layers")
         self._walker = Walker(classifier, layers)
-        self._slots: tuple[Slot, ...] = tuple(slots) or (None,)
-        self._entries = entries(classifier, list(layers), slots) if slots else [len(layers)]
+        itself = () if probes else (None,)
+        self._slots: tuple[Slot, ...] = tuple(slots) or itself
+        self._entries = entries(classifier, list(layers), slots) if slots else []
+        if self._slots == (None,):
+            self._entries = [len(layers)]  # as of a head alone
+        self._probes, self._pad = tuple(probes), pad_token_id
         self._configs = attention_configs(classifier)
         self._padding_position = _padding_position(classifier)
         self._in_place = InPlace(classifier, kernel.product)
@@ -80,30 +106,34 @@ class PackedScorer:
         """
         return row_end(texts, start, row_tokens=tokens, sharing=self._sharing)
 
-    def trials(self, texts: Sequence[Ids]) -> list[Tensor]:
+    def trials(self, texts: Sequence[Ids], starts: Sequence[int]) -> list[Tensor]:
         """Return scores of ordered texts in each way in which adapters are applied."""
         found = []
         for merged_from in (1, len(texts) * max(map(len, texts)) + 1):
             with self._in_place.merging(merged_from):
-                found.append(self.score(texts))
+                found.append(self.score(texts, starts))
         return found
 
     @torch.inference_mode()
-    def score(self, texts: Sequence[Ids]) -> Tensor:
-        """Return every adapter's raw score of every text.
+    def score(self, texts: Sequence[Ids], starts: Sequence[int]) -> Tensor:
+        """Return the raw score of every text by every adapter, then by every probe.
 
         Args:
             texts: One row, in order.
+            starts: Of each, the first token that counts in a probe's mean.
 
         Returns:
-            float32 on the CPU, shape (texts, adapters).
+            float32 on the CPU, shape (texts, adapters and probes).
         """
         row = self._row(texts)
+        layers = {probe.layer for probe in self._probes}
+        pools = RowPools(layers, self._paths(row, texts, starts))
         with self._in_place.applied() as choice, attended_by(row, self._configs, PACKED):
             finals: dict[Slot, Tensor] = {}
             for stage in self._stages():
                 choice.slot = stage.begins
-                trunk = row.trunk({entry for _, entry in stage.slots})
+                bare = stage.begins is None
+                trunk = row.trunk({entry for _, entry in stage.slots}, pools if bare else None)
                 for entry, group in groupby(stage.slots, key=lambda one: one[1]):
                     slots = [slot for slot, _ in group]
                     shared = Shared([trunk.states[entry]]) if len(slots) > 1 else None
@@ -112,27 +142,40 @@ class PackedScorer:
             columns = []
             for choice.slot, entry in zip(self._slots, self._entries, strict=True):
                 bare = entry > self._walker.last
-                columns.append(row.tail(finals[None if bare else choice.slot]))
-        return torch.stack(columns, dim=1).float().cpu()
+                columns.append(row.tail(finals[None if bare else choice.slot]).float())
+        columns += [probe.score(pools.found[probe.layer]) for probe in self._probes]
+        return torch.stack(columns, dim=1).cpu()
 
     @torch.no_grad()
-    def features(self, texts: Sequence[Ids], depth: int) -> list[Features]:
+    def pooled(self, texts: Sequence[Ids], starts: Sequence[int], wanted: Wanted) -> list[Pooled]:
         """Return what the model without adapters makes of texts.
 
         Args:
             texts: One row, in order.
-            depth: The layer whose entering states are wanted.
+            starts: Of each, the first token that counts in the mean.
+            wanted: What is wanted of it.
         """
-        row, layout = self._row(texts), self._laid_out(texts)
+        row = self._row(texts)
+        pools = RowPools(wanted.layers, self._paths(row, texts, starts))
+        depths = set() if wanted.entering is None else {wanted.entering}
+        at_head: Tensor | None = None
         with self._in_place.applied(), attended_by(row, self._configs, PACKED):
-            trunk = row.trunk({depth})
-            with head_inputs(self._walker.classifier) as seen:
-                row.tail(row.finish(trunk, depth))
-        states = trunk.states[depth][0].cpu()
-        return [
-            Features(torch.cat([states[start:end] for start, end in read.path]), at_head)
-            for read, at_head in zip(layout.reads, seen[0].flatten(1).float().cpu(), strict=True)
-        ]
+            if wanted.head:
+                depths.add(min(self._walker.last, max(wanted.layers + tuple(depths), default=0)))
+            trunk = row.trunk(depths, pools)
+            if wanted.head:
+                with head_inputs(self._walker.classifier) as seen:
+                    row.tail(row.finish(trunk, max(depths)))
+                at_head = seen[0].flatten(1).float().cpu()
+        entering = None if wanted.entering is None else trunk.states[wanted.entering][0].cpu()
+        found = []
+        for i, read in enumerate(row.layout.reads):
+            whole = None
+            if entering is not None:
+                whole = torch.cat([entering[start:end] for start, end in read.path])
+            head = None if at_head is None else at_head[i]
+            found.append(pooled_text(pools.found, wanted, i, read=head, entering=whole))
+        return found
 
     def _stages(self) -> "Iterator[_Stage]":
         """Yield what begins with one trunk: first the bare base's, then those with their own."""
@@ -143,7 +186,7 @@ class PackedScorer:
                 shared[None] = last  # a head alone: the states are those of the base
             elif entry >= 0:
                 shared[slot] = entry
-        if shared:
+        if shared or self._probes:
             yield _Stage(None, sorted(shared.items(), key=lambda one: one[1]))
         for slot, entry in zip(self._slots, self._entries, strict=True):
             if entry < 0:
@@ -155,6 +198,14 @@ class PackedScorer:
             shortest_prefix=SHORTEST_PREFIX if self._sharing else None,
             read_first=not self.causal,
         )
+
+    def _paths(self, row: Row, texts: Sequence[Ids], starts: Sequence[int]) -> list[Slices]:
+        """Return the slices that hold each text's tokens from its start on, without padding."""
+        paths = []
+        for read, text, start in zip(row.layout.reads, texts, starts, strict=True):
+            counted = first_places(read.path, len(up_to_read(text, self._pad)))
+            paths.append(later_places(counted, start))
+        return paths
 
     def _row(self, texts: Sequence[Ids]) -> Row:
         layout = self._laid_out(texts)

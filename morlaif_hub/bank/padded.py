@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from morlaif_hub.bank.bare import BareBase
 from morlaif_hub.bank.in_place import entries
 from morlaif_hub.bank.layout import Ids
-from morlaif_hub.bank.trunk import Features, SharedTrunk, head_inputs, layer_list
+from morlaif_hub.bank.pooling import Pooled, Wanted, pooled_batch, pooled_text
+from morlaif_hub.bank.probes import ProbeFiles
+from morlaif_hub.bank.trunk import SharedTrunk, layer_list
 
 
 class PaddedScorer:
@@ -21,9 +24,12 @@ class PaddedScorer:
 
     Args:
         model: A PEFT model of a sequence classifier with one output, or a classifier.
-        slots: Names of its adapters; none if the classifier itself is the preference model.
+        slots: Names of its adapters. Where there are neither these nor probes, the classifier
+            itself is the preference model.
+        probes: On the model without adapters.
         pad_token_id: What batches are padded with, on the right.
-        share_trunk: Whether the layers that no adapter changes run once for all of them.
+        share_trunk: Whether the layers that no adapter changes run once for all of them, and those
+            above the deepest probe not at all if there are only probes.
         equal_lengths: Batch texts of one length only, for models in which padding is seen.
     """
 
@@ -33,13 +39,14 @@ class PaddedScorer:
         self,
         model: Any,
         slots: Sequence[str],
+        probes: Sequence[ProbeFiles] = (),
         *,
         pad_token_id: int,
         share_trunk: bool = True,
         equal_lengths: bool = False,
     ) -> None:
         self._model = model
-        self._slots = tuple(slots)
+        self._slots, self._probes = tuple(slots), tuple(probes)
         self._pad = pad_token_id
         self._equal_lengths = equal_lengths
         layers = layer_list(model)
@@ -48,6 +55,7 @@ class PaddedScorer:
             first = min(entries(model, list(layers), slots))
             depth = max(0, min(first, len(layers) - 1))
         self._trunk = SharedTrunk(model, depth)
+        self._bare = BareBase(model, layers, watched=share_trunk)
 
     @staticmethod
     def order(texts: Sequence[Ids]) -> list[Ids]:
@@ -69,54 +77,71 @@ class PaddedScorer:
                 return end
         return len(texts)
 
-    def trials(self, texts: Sequence[Ids]) -> list[Tensor]:
+    def trials(self, texts: Sequence[Ids], starts: Sequence[int]) -> list[Tensor]:
         """Return scores of a batch in each way that there is: one."""
-        return [self.score(texts)]
+        return [self.score(texts, starts)]
 
     @torch.inference_mode()
-    def score(self, texts: Sequence[Ids]) -> Tensor:
-        """Return every adapter's raw score of every text.
+    def score(self, texts: Sequence[Ids], starts: Sequence[int]) -> Tensor:
+        """Return the raw score of every text by every adapter, then by every probe.
 
         Args:
             texts: One batch.
+            starts: Of each, the first token that counts in a probe's mean.
 
         Returns:
-            float32 on the CPU, shape (texts, adapters).
+            float32 on the CPU, shape (texts, adapters and probes).
         """
         ids, mask = self._inputs(texts)
-        if not self._slots:
+        if not self._slots and not self._probes:
             return self._logits(ids, mask).float().cpu()
-        if self._trunk.depth == 0:
-            return self._adapted(ids, mask)
-        states = self._trunk.states(ids, mask)
+        depth = self._trunk.depth
+        states: Tensor | None = None
+        columns = []
+        if self._probes:
+            layers = {probe.layer for probe in self._probes}
+            seen = self._bare.run(ids, mask, Wanted(tuple(layers), entering=depth or None))
+            states = seen.entering
+            pools = {n: pooled_batch(seen.states[n], texts, starts, self._pad) for n in layers}
+            columns = [probe.score(pools[probe.layer])[:, None].cpu() for probe in self._probes]
+        elif depth > 0:
+            states = self._trunk.states(ids, mask)
+        if not self._slots:
+            return torch.cat(columns, dim=1)
+        if states is None:
+            return torch.cat([self._adapted(ids, mask), *columns], dim=1)
         with self._trunk.resumed(lambda _tokens: states):
-            return self._adapted(ids, mask)
+            return torch.cat([self._adapted(ids, mask), *columns], dim=1)
 
     @torch.no_grad()
-    def features(self, texts: Sequence[Ids], depth: int) -> list[Features]:
+    def pooled(self, texts: Sequence[Ids], starts: Sequence[int], wanted: Wanted) -> list[Pooled]:
         """Return what the model without adapters makes of texts.
 
         Args:
             texts: One batch.
-            depth: The layer whose entering states are wanted.
+            starts: Of each, the first token that counts in the mean.
+            wanted: What is wanted of it.
         """
         ids, mask = self._inputs(texts)
-        entering: list[Tensor] = []
-
-        def keep(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            entering.append(given[0] if given else named["hidden_states"])
-
-        layers = layer_list(self._model)
-        hook = layers[depth].register_forward_pre_hook(keep, with_kwargs=True) if layers else None
-        try:
-            with head_inputs(self._model) as seen:
-                self._logits(ids, mask)
-        finally:
-            if hook:
-                hook.remove()
-        read = self._at_read_out(seen[0], ids).float().cpu()
-        states = entering[0].cpu() if entering else ids.new_empty(len(texts), ids.shape[1], 0)
-        return [Features(states[i, : len(text)].clone(), read[i]) for i, text in enumerate(texts)]
+        seen = self._bare.run(ids, mask, wanted)
+        pools = {n: pooled_batch(seen.states[n], texts, starts, self._pad) for n in wanted.layers}
+        read = None
+        if seen.at_head is not None:
+            read = self._at_read_out(seen.at_head, ids).float().cpu()
+        entering: Tensor | None = None
+        if wanted.entering is not None:
+            none = ids.new_empty(len(texts), ids.shape[1], 0)
+            entering = none.cpu() if seen.entering is None else seen.entering.cpu()
+        return [
+            pooled_text(
+                pools,
+                wanted,
+                i,
+                read=None if read is None else read[i],
+                entering=None if entering is None else entering[i, : len(text)].clone(),
+            )
+            for i, text in enumerate(texts)
+        ]
 
     def _at_read_out(self, states: Tensor, ids: Tensor) -> Tensor:
         """Return the state that a classifier reads: at the right-most id that is no padding."""

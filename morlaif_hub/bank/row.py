@@ -1,6 +1,6 @@
 """The passes of a model over one row of packed texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,11 +13,12 @@ from morlaif_hub.bank.attention import (
     RowAttention,
     Rule,
     SegmentAttention,
-    States,
 )
 from morlaif_hub.bank.flex import FlexAttention
 from morlaif_hub.bank.in_place import Choice, Shared
 from morlaif_hub.bank.layout import Layout
+from morlaif_hub.bank.pieces import States
+from morlaif_hub.bank.pooling import RowPools, base_outputs
 from morlaif_hub.bank.walk import Given, ReachedError, Visited, Walker
 
 
@@ -42,6 +43,9 @@ class Row:
         layout: The row.
         positions: Of its tokens, as the model's embeddings count, shape (1, tokens).
         choice: Which adapter the model's modules apply.
+
+    Attributes:
+        layout: The row.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Row:
         choice: Choice,
     ) -> None:
         model = walker.classifier
+        self.layout = layout
         self._walker, self._rules, self._choice = walker, rules, choice
         self._ids = torch.tensor([layout.ids], device=model.device)
         self._positions = positions
@@ -65,24 +70,52 @@ class Row:
         self._kept: tuple[Tensor, Tensor] | None = None
         self._told_to_last: Given | None = None
 
-    def trunk(self, depths: set[int]) -> Trunk:
-        """Run the model up to the deepest of some layers; keep what enters each of them."""
+    def trunk(self, depths: Collection[int], pools: RowPools | None = None) -> Trunk:
+        """Run the model as deep as is wanted; keep what enters some layers, pool that of others.
+
+        Args:
+            depths: The layers, by index, from which somebody goes on.
+            pools: Sees the states of its own layers; None for none.
+        """
         states: dict[int, Tensor] = {}
         given: list[Given] = []
+        last = self._walker.last
+        pooled = pools.layers if pools else frozenset()
+        kept = {*depths, last} if last + 1 in pooled else set(depths)
+        deepest = max(kept | (pooled - {last + 1}))
+        end = last if kept else deepest  # who goes on needs to know what later layers are told
 
         def visit(at: Visited) -> Any:
             given.append(at.given)
-            if at.index in depths:
+            if at.index in kept:
                 states[at.index] = at.states
-            if at.index == self._walker.last:
+            if pools and at.index in pooled:
+                pools.see(at.index, at.states)
+            if at.index == end:
                 raise ReachedError
-            if at.index >= max(depths):
+            if at.index >= deepest:
                 return self._walker.as_returned(at.index, at.states)
             self._layer = at.index
             return at.run()
 
         self._walker.walk(self._ids, self._positions, visit)
-        return Trunk(states, given)
+        trunk = Trunk(states, given)
+        if pools and last + 1 in pooled:
+            pools.see(last + 1, self._normed(trunk))
+        return trunk
+
+    def _normed(self, trunk: Trunk) -> Tensor:
+        """Return what the last layer and the final norm make of the row, (1, tokens, width)."""
+        walker, last = self._walker, self._walker.last
+        self._layer = last
+        made = walker.layer(last, trunk.states[last], trunk.given[last])
+
+        def visit(at: Visited) -> Any:
+            return walker.as_returned(at.index, made if at.index == last else at.states)
+
+        with base_outputs(walker.classifier) as seen:
+            walker.walk(self._ids, self._positions, visit)
+        return seen[-1]
 
     def finish(self, trunk: Trunk, entry: int, shared: Shared | None = None) -> Tensor:
         """Return the states that are read, as the chosen adapter's layers make them.

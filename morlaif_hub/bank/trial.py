@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from morlaif_hub.bank.layout import Ids
-from morlaif_hub.bank.trunk import Features
+from morlaif_hub.bank.pooling import Pooled, Wanted
 
 EXACT = 1e-4
 """How far float32 scores may be off plain PEFT's; of scores above 1, as a share of the largest."""
@@ -33,24 +33,28 @@ class Scorer(Protocol):
     def end(self, texts: Sequence[Ids], start: int, tokens: int) -> int:
         """Return where the batch that begins at a place of ordered texts ends."""
 
-    def score(self, texts: Sequence[Ids]) -> Tensor:
-        """Return a batch's raw scores, float32 on the CPU, shape (texts, adapters)."""
+    def score(self, texts: Sequence[Ids], starts: Sequence[int]) -> Tensor:
+        """Return a batch's raw scores, float32 on the CPU, shape (texts, adapters and probes)."""
 
-    def trials(self, texts: Sequence[Ids]) -> list[Tensor]:
+    def trials(self, texts: Sequence[Ids], starts: Sequence[int]) -> list[Tensor]:
         """Return a batch's raw scores in each of the ways that computing them may take."""
 
-    def features(self, texts: Sequence[Ids], depth: int) -> list[Features]:
-        """Return what the model without adapters makes of a batch."""
+    def pooled(self, texts: Sequence[Ids], starts: Sequence[int], wanted: Wanted) -> list[Pooled]:
+        """Return what the model without adapters makes of a batch, text by text."""
 
 
-def furthest(scorer: Scorer, texts: Sequence[Ids], expected: Tensor) -> Tensor:
-    """Return how far each adapter's scores are off the expected ones at most, in any way."""
+def furthest(
+    scorer: Scorer, texts: Sequence[Ids], starts: Sequence[int], expected: Tensor
+) -> Tensor:
+    """Return how far each column of scores is off the expected ones at most, in any way."""
     ordered = scorer.order(texts)
+    begin = dict(zip(texts, starts, strict=True))
     wanted = expected[[texts.index(text) for text in ordered]]
     off, start = torch.zeros(expected.shape[1]), 0
     while start < len(ordered):
         end = scorer.end(ordered, start, sum(map(len, ordered)) * 2)
-        for scores in scorer.trials(ordered[start:end]):
+        batch = ordered[start:end]
+        for scores in scorer.trials(batch, [begin[text] for text in batch]):
             off = off.maximum((scores - wanted[start:end]).abs().amax(0).nan_to_num(torch.inf))
         start = end
     return off
@@ -71,7 +75,11 @@ def allowed(expected: Tensor, dtype: torch.dtype) -> Tensor:
     return ROUGH_SPREAD * spread + torch.finfo(dtype).eps * largest
 
 
-def probes(vocabulary: int, pad: int) -> list[Ids]:
+TRIAL_STARTS = (3, 11, 0)
+"""Of `trial_texts`: within what two of them share, after it, and the beginning."""
+
+
+def trial_texts(vocabulary: int, pad: int) -> list[Ids]:
     """Return three texts: two that share a prefix, and another. None has padding."""
     ids = [(37 * i + 11) % vocabulary for i in range(60)]
     ids = [i for i in ids if i != pad]

@@ -11,7 +11,7 @@ Source:
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +25,6 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         "can't allocate memory" in said or "not enough memory" in said
     )
-
-
-class Features(NamedTuple):
-    """What a frozen model makes of a text.
-
-    Attributes:
-        entering: The states that enter a layer, shape (tokens, width), in the model's type.
-        read: What the score head reads, float32, shape (width,).
-    """
-
-    entering: Tensor
-    read: Tensor
 
 
 class _Reached(Exception):

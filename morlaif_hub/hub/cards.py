@@ -54,6 +54,12 @@ _FIGURES = {
         "correlations between the objectives",
         "Two objectives near 1 measure much the same, two near -1 pull against each other.",
     ),
+    "weights": (
+        "weights of the objectives with their 95 % intervals",
+        "The fitted weights; their absolute values sum to 1. Of two responses that are alike "
+        "otherwise, the preferred one has the higher score where the weight is positive, and the "
+        "lower one where it is negative.",
+    ),
     "objectives": (
         "scores over the steps of training",
         "Mean calibrated score of each objective on held-out prompts. Higher is better on its "
@@ -64,7 +70,10 @@ _FIGURES = {
         "How far the policy moved from where it started: mean KL per token, on held-out prompts.",
     ),
 }
-_METRICS = {"accuracy_equal_length": "accuracy where the lengths are nearly equal"}
+_METRICS = {
+    "accuracy_equal_length": "accuracy where the lengths are nearly equal",
+    "calibration_error": "calibration error",
+}
 
 
 def render_card(manifest: Manifest, *, figures: Sequence[str]) -> str:

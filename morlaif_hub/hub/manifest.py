@@ -5,277 +5,127 @@ key, a wrong type, a control character or a file name that leaves the folder is 
 names the key. The card (`README.md`) is rendered from the manifest alone.
 
 Every kind has `repo_id`, the repository that it was published as (null until it is), and `files`.
+The records that they are made of are in `records`, and can be imported from here as well.
 """
 
 import hashlib
 import json
 import unicodedata
 from dataclasses import field
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from morlaif_hub.errors import ManifestError
+from morlaif_hub.hub.records import (
+    BaseIdentity,
+    BiasReport,
+    Bounds,
+    Calibration,
+    Count,
+    DatasetReference,
+    Evaluation,
+    FileEntry,
+    Finite,
+    Form,
+    GoldenScores,
+    GradientRecord,
+    HeadRecord,
+    InputFormat,
+    JudgeRecord,
+    Kind,
+    License,
+    ObjectiveRecord,
+    PartRecord,
+    PolicyCheckpoint,
+    Pooling,
+    PrincipleRecord,
+    Probability,
+    ProbeRecord,
+    RateRecord,
+    RelativePath,
+    Sha256,
+    SourceRecord,
+    Split,
+    TrainingRecord,
+    ValidationRecord,
+    Verdict,
+    WeightFitRecord,
+    WeightRecord,
+    plain_record,
+)
+
+__all__ = [
+    "LARGEST_MANIFEST",
+    "MANIFESTS",
+    "MANIFEST_NAME",
+    "SCHEMA_VERSION",
+    "BankManifest",
+    "BaseIdentity",
+    "BaseManifest",
+    "BiasReport",
+    "Bounds",
+    "Calibration",
+    "Count",
+    "DatasetReference",
+    "Evaluation",
+    "FeedbackManifest",
+    "FileEntry",
+    "Finite",
+    "Form",
+    "GoldenScores",
+    "GradientRecord",
+    "HeadRecord",
+    "InputFormat",
+    "JudgeRecord",
+    "Kind",
+    "License",
+    "Manifest",
+    "ObjectiveRecord",
+    "PartRecord",
+    "PolicyCheckpoint",
+    "PolicyManifest",
+    "Pooling",
+    "PreferenceModelManifest",
+    "PrincipleRecord",
+    "Probability",
+    "ProbeRecord",
+    "RateRecord",
+    "RelativePath",
+    "Sha256",
+    "SourceRecord",
+    "Split",
+    "TrainingRecord",
+    "ValidationRecord",
+    "Verdict",
+    "WeightFitRecord",
+    "WeightRecord",
+    "dump_manifest",
+    "manifest_kind",
+    "manifest_sha256",
+    "parse_manifest",
+    "read_manifest",
+    "to_plain",
+]
 
 MANIFEST_NAME = "morlaif.json"
 SCHEMA_VERSION = 1
 LARGEST_MANIFEST = 4 << 20
 """Bytes; those of real artifacts have some 20,000."""
 
-Verdict = Literal["fit", "unproven", "wrong way"]
-Form = Literal["lora", "full", "probe"]
-Split = Literal["train", "test"]
-Kind = Literal["preference-model", "feedback-dataset", "bank", "policy", "base"]
 
-
-def _relative_path(path: str) -> str:
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or "\\" in path or {"..", "."} & set(path.split("/")):
-        raise ValueError(f"file name {path!r} must stay inside the artifact")
-    return path
-
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-RelativePath = Annotated[str, AfterValidator(_relative_path)]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-License = Annotated[str, Field(min_length=1)]
-"""An SPDX identifier, such as `Apache-2.0`, or a name that the Hub knows, such as `gemma`."""
-Count = Annotated[int, Field(ge=0)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Bounds = tuple[Finite, Finite]
-"""Low and high end of a 95 % interval."""
-
-_T = TypeVar("_T")
-
-
-@dataclass_transform(kw_only_default=True, frozen_default=True)
-def _plain(cls: type[_T]) -> type[_T]:
-    config = ConfigDict(extra="forbid", strict=True)
-    return cast(type[_T], dataclass(cls, frozen=True, kw_only=True, config=config))
-
-
-@_plain
-class FileEntry:
-    """One file of an artifact, checked at every load. `path` is relative, `size` in bytes."""
-
-    path: RelativePath
-    size: Count
-    sha256: Sha256
-
-
-@_plain
-class BaseIdentity:
-    """Which weights a model is, whatever it is called.
-
-    Attributes:
-        repo_id: The Hub repository that holds them; null until there is one.
-        revision: Its commit; null for a local folder.
-        weights_sha256: Hash over the names, shapes, types and bytes of all tensors; the same for
-            one file and for shards.
-        source: `hub`, `local`, or `gguf:<sha256>` for weights dequantised from that file.
-    """
-
-    repo_id: str | None
-    revision: str | None
-    weights_sha256: Sha256
-    source: Annotated[str, Field(pattern=r"^(hub|local|gguf:[0-9a-f]{64})$")]
-
-
-@_plain
-class PrincipleRecord:
-    """A principle as it was when the artifact was made."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
-    criterion: str
-    opposite: str
-    high_score: str
-    length: Literal["none", "shorter", "longer"]
-    sha256: Sha256
-    probes: Count
-    probes_sha256: Sha256
-
-
-@_plain
-class PartRecord:
-    """Accuracy on one part of the probes: the better side longer, shorter or equally long."""
-
-    part: Literal["longer", "shorter", "equal"]
-    accuracy: Probability
-    n: Count
-
-
-@_plain
-class ValidationRecord:
-    """Accuracy on a principle's probes and what follows from it.
-
-    Attributes:
-        verdict: `fit` if the Wilson 95 % interval lies above 0.5, `wrong way` if below, else
-            `unproven`.
-        accuracy: Share of probes whose better side is preferred; ties count one half.
-        interval: Wilson 95 % interval of the accuracy.
-        n: Number of probes.
-        parts: The accuracy by whether the better side is longer, shorter or equally long.
-        first_share: Share of all answers, over both orders, that prefer the response shown first;
-            null for what has no order.
-        length_correlation: Correlation, in [-1, 1], of the preference with the difference in
-            words; null where it is undefined.
-    """
-
-    verdict: Verdict
-    accuracy: Probability
-    interval: Bounds
-    n: Count
-    parts: tuple[PartRecord, ...]
-    first_share: Probability | None
-    length_correlation: Finite | None
-
-
-@_plain
-class JudgeRecord:
-    """Who labelled: the judge's spec, the base of a local one and the hash of its prompts."""
-
-    spec: str
-    base: BaseIdentity | None
-    prompt_sha256: Sha256
-    validated: bool
-    validation: ValidationRecord | None
-
-
-@_plain
-class RateRecord:
-    """A rate with its 95 % interval, which resamples prompts, and the number of pairs."""
-
-    value: Finite
-    interval: Bounds
-    n: Count
-
-
-@_plain
-class BiasReport:
-    """How much a judge's answers depended on the order of the responses.
-
-    Attributes:
-        position_bias: P(the response shown first is preferred) - 0.5, in [-0.5, 0.5].
-        flip_rate: Share of pairs whose preferred response changes with the order.
-        tie_rate: Share of pairs with a debiased probability of exactly one half.
-        mean_entropy: Mean entropy of the debiased probabilities, in bits, in [0, 1].
-        human_agreement: Share of pairs, of those with a human choice, on which the judge agrees;
-            null if there are none.
-    """
-
-    position_bias: RateRecord
-    flip_rate: RateRecord
-    tie_rate: Probability
-    mean_entropy: Probability
-    human_agreement: RateRecord | None
-
-
-@_plain
-class SourceRecord:
-    """Where the comparisons came from: a repo id or local name, its commit, and their hash."""
-
-    name: str
-    revision: str | None
-    sha256: Sha256
-
-
-@_plain
-class InputFormat:
-    """How a prompt and a response become tokens.
-
-    Attributes:
-        kind: `chat` for the tokenizer's chat template, `text` for prompt and response joined.
-        append_eos: Whether the response is closed: in a chat by the template's own end of turn,
-            as TRL's trainers do, in plain text by the end-of-sequence token. Left open, the score
-            is read at the response's last token.
-        max_length: In tokens; longer inputs are cut on the left.
-    """
-
-    kind: Literal["chat", "text"]
-    append_eos: bool
-    max_length: Annotated[int, Field(gt=0)]
-
-
-@_plain
-class DatasetReference:
-    """The feedback a model was trained on; repo and commit are null until it is pushed."""
-
-    repo_id: str | None
-    revision: str | None
-    sha256: Sha256
-
-
-@_plain
-class TrainingRecord:
-    """How a model was trained.
-
-    `kept` is `trained`, or `start` when training ended worse on held-out pairs than its start. The
-    accuracies are on those pairs; null where there were none.
-    """
-
-    labels: Literal["feedback", "human"]
-    seed: int
-    layers: tuple[int, ...]
-    rank: Count
-    alpha: Finite
-    learning_rate: Finite
-    epochs: Finite
-    batch_size: Count
-    pairs: Count
-    validation_pairs: Count
-    start_accuracy: Probability | None
-    trained_accuracy: Probability | None
-    kept: Literal["trained", "start"]
-
-
-@_plain
-class Calibration:
-    """What makes scores comparable: calibrated score = (raw - mean) / std.
-
-    `sigmoid((raw_a - raw_b) / temperature)` is the probability that a is preferred.
-    """
-
-    mean: Finite
-    std: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-    temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-    n: Count
-
-
-@_plain
-class Evaluation:
-    """One figure on one split, with the same figure for a rule that only sees length.
-
-    `length_baseline` is null where it makes no sense. The interval resamples prompts.
-    """
-
-    split: Literal["train", "validation", "test"]
-    metric: str
-    value: Finite
-    interval: Bounds
-    n: Count
-    length_baseline: Finite | None
-
-
-@_plain
-class GoldenScores:
-    """Raw scores of fixed texts, re-computed to show that a copy works.
-
-    Scores are fp32 on CPU; `tolerance` is absolute, in units of the raw score.
-    """
-
-    scores: tuple[Finite, ...]
-    tolerance: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-
-
-@_plain
+@plain_record
 class PreferenceModelManifest:
-    """A model that scores responses on one principle."""
+    """A model that scores responses on one principle.
+
+    `probe` says what a probe reads; null for the other forms.
+    """
 
     license: License
     form: Form
+    probe: ProbeRecord | None
     principle: PrincipleRecord
     base: BaseIdentity
     input_format: InputFormat
@@ -293,8 +143,13 @@ class PreferenceModelManifest:
     kind: Literal["preference-model"] = "preference-model"
     schema_version: Literal[1] = 1
 
+    def __post_init__(self) -> None:
+        if (self.probe is None) == (self.form == "probe"):
+            wanted = "wanted" if self.probe is None else "not wanted"
+            raise ValueError(f"probe is {wanted} for a preference model of the form {self.form!r}")
 
-@_plain
+
+@plain_record
 class FeedbackManifest:
     """The verdicts of one principle.
 
@@ -321,32 +176,12 @@ class FeedbackManifest:
     schema_version: Literal[1] = 1
 
 
-@_plain
-class ObjectiveRecord:
-    """One column of a bank: a preference model by repo id and commit, or by a local folder."""
-
-    name: str
-    repo_id: str
-    revision: str | None
-    sha256: Sha256
-    high_score: str
-    verdict: Verdict | None
-
-
-@_plain
-class WeightRecord:
-    """The weight of one objective, with its 95 % interval where it was fitted."""
-
-    objective: str
-    value: Finite
-    interval: Bounds | None
-
-
-@_plain
+@plain_record
 class BankManifest:
     """Several preference models that score together. Holds no weights of models.
 
     A correlation is null where it is undefined, as with an objective whose scores are all equal.
+    `weights_fit` is null where the weights of the objectives were chosen and not fitted.
     """
 
     license: License
@@ -356,6 +191,7 @@ class BankManifest:
     weights: tuple[WeightRecord, ...]
     golden: tuple[GoldenScores, ...]
     correlations: tuple[tuple[Finite | None, ...], ...]
+    weights_fit: WeightFitRecord | None
     versions: dict[str, str]
     repo_id: str | None = None
     files: tuple[FileEntry, ...] = ()
@@ -363,19 +199,7 @@ class BankManifest:
     schema_version: Literal[1] = 1
 
 
-@_plain
-class PolicyCheckpoint:
-    """What was measured on held-out prompts at one step of training."""
-
-    step: Count
-    reward: Finite
-    objectives: dict[str, Finite]
-    kl: Finite
-    words: Finite
-    finished: Probability
-
-
-@_plain
+@plain_record
 class PolicyManifest:
     """A language model trained against a bank.
 
@@ -411,7 +235,7 @@ class PolicyManifest:
     schema_version: Literal[1] = 1
 
 
-@_plain
+@plain_record
 class BaseManifest:
     """A base model's files and which weights they are."""
 

@@ -1,7 +1,7 @@
 """Text in, tokens out: one place decides what a prompt and a response look like to a model."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from morlaif_hub.comparisons import Comparison, Message, prompt_messages
 from morlaif_hub.errors import OptionError
@@ -83,6 +83,28 @@ def _pair_text(
     return chat_text(tokenizer, messages, generation_prompt=True) + response
 
 
+class Text(NamedTuple):
+    """A prompt and its response as a preference model reads them.
+
+    Attributes:
+        ids: Of the tokens.
+        start: Where the response begins among them, from 0 to that of the last token.
+    """
+
+    ids: tuple[int, ...]
+    start: int
+
+    def cut(self, max_length: int) -> "Text":
+        """Return its last tokens, at most so many.
+
+        Example:
+            >>> Text((1, 2, 3, 4), start=2).cut(3)
+            Text(ids=(2, 3, 4), start=1)
+        """
+        ids = self.ids[-max_length:]
+        return Text(ids, max(0, self.start - len(self.ids) + len(ids)))
+
+
 class Encoder:
     """Reads comparisons in one input format.
 
@@ -94,6 +116,7 @@ class Encoder:
     def __init__(self, tokenizer: Any, input_format: InputFormat) -> None:
         self.tokenizer = tokenizer
         self.input_format = input_format
+        self._prompts: dict[str, list[int]] = {}
 
     def ids(self, prompt: str | Sequence[Message], response: str) -> tuple[int, ...]:
         """Return the token ids of a prompt and a response."""
@@ -103,6 +126,39 @@ class Encoder:
         """Return the token ids of a comparison's prompt with response A and with response B."""
         prompt = comparison.prompt
         return self.ids(prompt, comparison.response_a), self.ids(prompt, comparison.response_b)
+
+    def text(self, prompt: str | Sequence[Message], response: str) -> Text:
+        """Return the ids of a prompt and a response, and where the response begins.
+
+        The prompt reaches as far as the ids are those of the prompt alone as a policy continues it.
+        A token that prompt and response share is the response's, as is what ends its turn.
+        """
+        return self.whole(prompt, response).cut(self.input_format.max_length)
+
+    def texts(self, comparison: Comparison) -> tuple[Text, Text]:
+        """Return a comparison's prompt with response A and with response B, as `text` does."""
+        prompt = comparison.prompt
+        return self.text(prompt, comparison.response_a), self.text(prompt, comparison.response_b)
+
+    def whole(self, prompt: str | Sequence[Message], response: str) -> Text:
+        """Return what `text` does, however many tokens there are."""
+        ids = encode_whole_pair(self.tokenizer, prompt, response, self.input_format)
+        before = self._prompt(prompt)
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(ids, before, strict=False)) if a != b), None
+        )
+        start = min(len(ids), len(before)) if shared is None else shared
+        return Text(tuple(ids), max(0, min(start, len(ids) - 1)))
+
+    def _prompt(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Return the ids of what a policy continues; those of each prompt are kept."""
+        if self.input_format.kind == "text" and isinstance(prompt, str):
+            before = prompt
+        else:
+            before = prompt_text(self.tokenizer, prompt_messages(prompt))
+        if before not in self._prompts:
+            self._prompts[before] = encode(self.tokenizer, before)
+        return self._prompts[before]
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:

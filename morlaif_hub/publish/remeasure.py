@@ -21,9 +21,8 @@ from morlaif_hub.hub.manifest import (
 from morlaif_hub.judges.validation import probe_comparisons, probe_record
 from morlaif_hub.preference_models.calibrate import (
     calibrate,
-    evaluate_pairs,
+    evaluate_held_out,
     length_correlation,
-    longer_wins,
 )
 from morlaif_hub.preference_models.preferences import (
     Preferences,
@@ -142,17 +141,7 @@ def accuracy_checks(manifest: PreferenceModelManifest, scores: Scores) -> Iterat
         return
     test = given.held_out
     score_a, score_b = scores.both("held-out pairs", test.comparisons)
-    decided = test.probabilities != 0.5
-    measured = {
-        evaluation.metric: evaluation
-        for evaluation in evaluate_pairs(
-            [c for c, kept in zip(test.comparisons, decided, strict=True) if kept],
-            (score_a - score_b)[decided],
-            test.probabilities[decided],
-            split="test",
-            longer_is_better=longer_wins(given.decided.comparisons, given.decided.probabilities),
-        )
-    }
+    measured = {e.metric: e for e in evaluate_held_out(given, score_a, score_b)}
     for said in stated:
         seen = measured.get(said.metric)
         if seen is None:

@@ -154,7 +154,7 @@ def _base_checks(manifest: BaseManifest, look: _Look) -> Iterator[Check]:
 
 
 def _preference_model_checks(manifest: PreferenceModelManifest, look: _Look) -> Iterator[Check]:
-    if manifest.form == "lora":
+    if manifest.form != "full":
         base = find_base(manifest.base, look.label)
         yield same_weights(manifest.base.weights_sha256, base.base.weights_sha256, "base weights")
     bank = load_bank([look.path])  # golden scores that are off are a finding here
