@@ -167,6 +167,23 @@ def accuracy_bars(
     return figure
 
 
+def weight_bars(
+    names: Sequence[str], weights: Sequence[float], intervals: Sequence[Bounds]
+) -> Figure:
+    """Draw the weights of objectives with 95 % intervals.
+
+    Args:
+        names: Of the objectives.
+        weights: Of either sign.
+        intervals: Of the weights.
+    """
+    figure, axes = _bar_canvas(names, series=1)
+    _bars(axes, Bars(weights, intervals), lane=0, lanes=1)
+    axes.axvline(0.0, color=GREY, linewidth=1)
+    axes.set(xlabel="weight (absolute values sum to 1)")
+    return figure
+
+
 def learning_curves(
     steps: Sequence[int], series: Mapping[str, Sequence[float]], *, y_label: str
 ) -> Figure:

@@ -25,6 +25,7 @@ from morlaif_hub.figures import (
     score_histogram,
     svg,
     sweep_lines,
+    weight_bars,
 )
 
 TWELVE = [f"principle_{i}" for i in range(11)] + ["understandability"]
@@ -48,6 +49,11 @@ def _accuracy_bars(names: list[str]) -> Figure:
 def _position_bias_bars(names: list[str]) -> Figure:
     values = _numbers(len(names)) - 0.4
     return position_bias_bars(names, values.tolist(), _around(values))
+
+
+def _weight_bars(names: list[str]) -> Figure:
+    values = _numbers(len(names)) - 0.6
+    return weight_bars(names, values.tolist(), _around(values))
 
 
 def _grouped_bars(names: list[str]) -> Figure:
@@ -83,6 +89,7 @@ def _correlation_matrix(names: list[str]) -> Figure:
 DRAWN: list[Callable[[list[str]], Figure]] = [
     _accuracy_bars,
     _position_bias_bars,
+    _weight_bars,
     _grouped_bars,
     _learning_curves,
     _sweep_lines,
