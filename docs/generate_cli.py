@@ -34,6 +34,7 @@ CHAIN = (
     "morlaif-hub validate-judge likelihood: conciseness detail",
     "morlaif-hub collect-feedback conciseness detail --judge likelihood:",
     "morlaif-hub train-pm conciseness detail",
+    "morlaif-hub fit-weights --labels Anthropic/hh-rlhf/helpful-base --limit 2000",
     "morlaif-hub steer --prompt 'How do I boil an egg?' --weights conciseness=1,detail=0",
     "morlaif-hub train-policy --weights conciseness=0.5,detail=0.5 --max-kl 0.2",
     "morlaif-hub push-base",
@@ -46,6 +47,8 @@ CHAIN = (
 
 _OBJECTIVES = "what a high score of each objective means, in words"
 _VALIDATION = "`fit`, `unproven`, `wrong way` or null (not validated), by objective"
+
+_ESTIMATE = "as `value`, 95 % `interval` and `n`, the pairs that are no ties"
 
 _PUSHED = {
     "repo_id": "the repository",
@@ -123,6 +126,32 @@ JSON = {
     "train-pm": {
         "principles": "by name: `pairs` that it learnt from, `kept` (`trained`, or `start` if "
         "training made it worse), `evaluations`, `length_correlation`, `validation` and `path`",
+    },
+    "fit-weights": {
+        "objectives": _OBJECTIVES,
+        "validation": _VALIDATION,
+        "labels": "`human` or, with --verdicts, `feedback`",
+        "sources": "where the labelled pairs are from, each with `name`, `revision` and `sha256`",
+        "pairs": "how many were fitted on, ties included",
+        "prompts": "of how many prompts they are; intervals resample these",
+        "left_out": "how many labelled pairs are of prompts that a preference model learnt from",
+        "weights": "by objective: `weight` (absolute values sum to 1), its 95 % `interval`, and "
+        "`vif`, the variance inflation factor",
+        "scale": "times the weighted sum of score differences, A minus B, it is the log-odds of A",
+        "l2": "the penalty that cross-validation chose",
+        "accuracy": "share of the pairs that the fitted weights get right, on prompts that were "
+        f"left out, {_ESTIMATE}",
+        "equal_accuracy": "the same of equal weights",
+        "gain": "the first minus the second, pair by pair, in the same form",
+        "log_loss": "mean cross-entropy of the fitted weights on prompts that were left out, in "
+        "nats; a coin has 0.693",
+        "equal_log_loss": "the same of equal weights",
+        "scalarizers": "each with its name in `scalarizer`; `accuracy` with fitted weights, "
+        "`above_linear`, its difference to that of `linear`, and `equal_accuracy` in the form from "
+        "above; or null, and the reason in `problem`",
+        "scalarizer": "the one that the bank was written with",
+        "warnings": "sentences about signs, collinear objectives, and weights that are of no use",
+        "path": "the bank",
     },
     "score": {
         "objectives": _OBJECTIVES,

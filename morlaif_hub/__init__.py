@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from morlaif_hub.rewards import bind_scalarizer, reward_function, reward_functions
     from morlaif_hub.scalarizers import SCALARIZERS
     from morlaif_hub.steering import Steered, best_of_n
+    from morlaif_hub.weights import WeightFit, compare_scalarizers, fit_weights
 
 __all__ = [
     "SCALARIZERS",
@@ -42,10 +43,13 @@ __all__ = [
     "Principle",
     "SamplingSettings",
     "Steered",
+    "WeightFit",
     "best_of_n",
     "bind_scalarizer",
     "collect_feedback",
+    "compare_scalarizers",
     "embedded_model",
+    "fit_weights",
     "load_constitution",
     "load_judge",
     "load_policy",
@@ -85,6 +89,7 @@ _MODULES = {
         "Steered",
         "best_of_n",
     ),
+    "weights": ("WeightFit", "compare_scalarizers", "fit_weights"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -46,6 +46,11 @@ class Workspace:
         return self.root / "reports"
 
     @property
+    def training(self) -> Path:
+        """What training that was killed goes on from."""
+        return self.root / "training"
+
+    @property
     def scores(self) -> Path:
         """Scores of sets of pairs, a folder each."""
         return self.root / "scores"

@@ -18,8 +18,8 @@ from morlaif_hub.hub.artifact import seal, weights_sha256
 from morlaif_hub.hub.manifest import BaseIdentity, BaseManifest, SourceRecord
 from morlaif_hub.models.language_model import model_folder
 from morlaif_hub.policies.trl import PolicySettings, RewardSpec, train_policy
-from morlaif_hub.preference_models.lora import LoraSettings
 from morlaif_hub.preference_models.preferences import feedback_preferences
+from morlaif_hub.preference_models.settings import GradientSettings
 from morlaif_hub.preference_models.train import TrainSettings, train_preference_models
 from morlaif_hub.principles import Principle, load_constitution
 from morlaif_hub.publish.plan import Published
@@ -30,7 +30,8 @@ from tests.tiny import Kind, save_tiny
 
 PRINCIPLES = ("conciseness", "detail")
 WEIGHTS = {"conciseness": 0.75, "detail": 0.25}
-LORA = LoraSettings(learning_rate=0.05)  # so that the adapter, not only its head, moves scores
+# So that the adapter, not only its head, moves scores.
+GRADIENT = GradientSettings(learning_rate=0.05)
 PROMPTS = [[{"role": "user", "content": f"What is {n} and {n}?"}] for n in range(36)]
 
 
@@ -61,9 +62,12 @@ def make_workspace(root: Path, base: Path, *, policy: bool = True) -> Workspace:
     """Write feedback, preference models, bank and, if wanted, a policy."""
     workspace = Workspace(root)
     principles = [load_constitution().get(name) for name in PRINCIPLES]
+    answers = [
+        (f"It is {n}.", f"I think that it may well be about {n}, or not.")[:: 1 - 2 * (n % 2)]
+        for n in range(len(PROMPTS))
+    ]
     comparisons = [
-        Comparison(tuple(prompt), f"It is {n}.", f"I think that it may well be about {n}, or not.")
-        for n, prompt in enumerate(PROMPTS)
+        Comparison(tuple(prompt), *answer) for prompt, answer in zip(PROMPTS, answers, strict=True)
     ]
     collect_feedback(
         principles,
@@ -81,7 +85,7 @@ def make_workspace(root: Path, base: Path, *, policy: bool = True) -> Workspace:
         ],
         base=model_folder(base),
         folders=folders,
-        settings=TrainSettings(dtype="float32", validation_fraction=0, lora=LORA),
+        settings=TrainSettings(dtype="float32", validation_fraction=0, gradient=GRADIENT),
     )
     bank = PMBank.from_pretrained(folders)
     scores = bank.score(*golden_sequences())

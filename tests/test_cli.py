@@ -43,7 +43,7 @@ from morlaif_hub.hub.manifest import (
 )
 from morlaif_hub.models.generation import Response, SamplingSettings
 from morlaif_hub.policies.trl import PolicySettings
-from morlaif_hub.preference_models.lora import LoraSettings
+from morlaif_hub.preference_models.settings import GradientSettings
 from morlaif_hub.preference_models.train import TrainSettings
 from morlaif_hub.principles import DEFAULT_CONSTITUTION, load_constitution
 from morlaif_hub.quickstart import QuickstartSettings
@@ -198,6 +198,7 @@ def test_every_command_has_the_common_options() -> None:
         "sample-pairs",
         "collect-feedback",
         "train-pm",
+        "fit-weights",
         "steer",
         "train-policy",
     }
@@ -214,7 +215,7 @@ def test_every_command_has_the_common_options() -> None:
     [
         ("sample-pairs", SamplingSettings(), {}),
         ("collect-feedback", CollectSettings(), {}),
-        ("train-pm", LoraSettings(), {}),
+        ("train-pm", GradientSettings(), {}),
         ("train-pm", TrainSettings(), {}),
         ("steer", SamplingSettings(responses=8), {"candidates": "responses"}),
         ("train-policy", PolicySettings(), {}),
@@ -260,11 +261,13 @@ ON_THE_HUB = (
     "search",
 )
 """Commands that need a Hub: tests/test_cli_publish.py and tests/test_catalog.py."""
+ELSEWHERE = (*ON_THE_HUB, "fit-weights", "demo", "quickstart")
+"""Commands with tests of their own."""
 
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in generator().JSON if n.split()[0] not in (*ON_THE_HUB, "demo", "quickstart")],
+    [n for n in generator().JSON if n.split()[0] not in ELSEWHERE],
 )
 def test_json_has_the_keys_that_are_documented(name: str, project: Project) -> None:
     line = {
@@ -313,7 +316,7 @@ def test_models_are_trained_measured_and_validated(project: Project) -> None:
         assert row["validation"]["n"] == 24
         manifest = open_artifact(Path(row["path"]), PreferenceModelManifest)
         assert manifest.principle.name == name
-        assert manifest.training.layers == (3,)  # the top quarter of four
+        assert manifest.training.gradient.layers == (3,)  # the top quarter of four
 
 
 def test_scores_are_those_of_the_bank(project: Project) -> None:
@@ -418,7 +421,7 @@ def test_train_pm_learns_from_people(tmp_path: Path) -> None:
     manifest = open_artifact(Path(data["principles"]["empathy"]["path"]), PreferenceModelManifest)
     assert manifest.judge is None
     assert manifest.training.labels == "human"
-    assert manifest.training.layers == (0, 1, 2, 3)
+    assert manifest.training.gradient.layers == (0, 1, 2, 3)
     assert manifest.dataset.sha256 == hashlib.sha256(pairs.read_bytes()).hexdigest()
     assert manifest.license == "other"
     scored = printed("score", "--pairs", pairs, "--workspace", tmp_path / "workspace")

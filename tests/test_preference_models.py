@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,25 +11,32 @@ from safetensors.torch import load_file
 
 from morlaif_hub.bank.bank import PMBank
 from morlaif_hub.bank.classifier import load_classifier
-from morlaif_hub.bank.trunk import head_inputs, layer_list
+from morlaif_hub.bank.trunk import head_inputs
 from morlaif_hub.comparisons import Comparison
 from morlaif_hub.errors import OptionError, TrainingError
 from morlaif_hub.hub.artifact import open_artifact
-from morlaif_hub.hub.manifest import DatasetReference, InputFormat, PreferenceModelManifest
+from morlaif_hub.hub.manifest import (
+    DatasetReference,
+    Form,
+    InputFormat,
+    PreferenceModelManifest,
+)
 from morlaif_hub.judges.validation import probe_comparisons
 from morlaif_hub.models.formats import Encoder
 from morlaif_hub.models.language_model import ModelFolder, model_folder
-from morlaif_hub.preference_models import lora
+from morlaif_hub.preference_models import runs
 from morlaif_hub.preference_models.calibrate import calibrate, evaluate_pairs
-from morlaif_hub.preference_models.features import FrozenFeatures
-from morlaif_hub.preference_models.head import fit_head
-from morlaif_hub.preference_models.lora import LoraSettings, new_adapter
+from morlaif_hub.preference_models.features import Candidate, FrozenStates, probe_candidates
+from morlaif_hub.preference_models.head import Sides, fit_head
 from morlaif_hub.preference_models.measure import (
     FEWEST_ON_A_CURVE,
+    Made,
     RawScores,
     write_preference_model,
 )
+from morlaif_hub.preference_models.new_adapters import new_adapters
 from morlaif_hub.preference_models.preferences import Preferences, human_preferences
+from morlaif_hub.preference_models.settings import GradientSettings, default_learning_rate
 from morlaif_hub.preference_models.train import TrainSettings, train_preference_models
 from morlaif_hub.principles import Principle, load_constitution
 from tests.manifests import base_identity, preference_model_manifest
@@ -36,7 +44,7 @@ from tests.tiny import AnyKind, save_tiny, tiny_tokenizer
 
 DATASET = DatasetReference(repo_id=None, revision=None, sha256="0" * 64)
 SETTINGS = TrainSettings(
-    lora=LoraSettings(layers="top:0.5", rank=2, learning_rate=1e-3, batch_size=8),
+    gradient=GradientSettings(layers="top:0.5", rank=2, learning_rate=1e-3, batch_size=8),
     max_length=96,
     dtype="float32",
 )
@@ -137,41 +145,6 @@ def test_the_same_seed_gives_the_same_weights(
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_a_step_of_long_texts_is_taken_in_parts_with_the_same_result(
-    trained: tuple[Path, PreferenceModelManifest],
-    base: ModelFolder,
-    preferences: Preferences,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """People's choices all weigh the same, so that the parts of a step add up exactly."""
-    steps: list[int] = []
-    monkeypatch.setattr(lora, "STEP_TOKENS", 2 * 96 * 2)
-    train_preference_models(
-        [preferences],
-        base=base,
-        folders=[tmp_path / "pm"],
-        settings=SETTINGS,
-        progress=lambda stage, _done, total: steps.append(total) if "train" in stage else None,
-    )
-    whole, parts = (
-        load_file(f / "adapter_model.safetensors") for f in (trained[0], tmp_path / "pm")
-    )
-    for name, tensor in whole.items():
-        torch.testing.assert_close(parts[name], tensor, atol=1e-5, rtol=1e-3)
-    assert len(steps) == steps[0]  # as many steps as before, however many parts
-
-
-@pytest.mark.parametrize(
-    ("longest", "batch_size", "expected"),
-    [(100, 16, 16), (300, 16, 4), (1024, 16, 2), (4096, 16, 1), (200, 9, 9), (300, 9, 3)],
-)
-def test_how_many_pairs_are_trained_on_at_once(
-    longest: int, batch_size: int, expected: int
-) -> None:
-    assert lora._pairs_at_once(longest, batch_size) == expected
-
-
 def test_several_principles_share_one_pass_of_the_base(
     base: ModelFolder, preferences: Preferences, tmp_path: Path
 ) -> None:
@@ -188,11 +161,11 @@ def test_several_principles_share_one_pass_of_the_base(
         settings=SETTINGS,
         progress=lambda *args: told.append(args),
     )
-    texts = {c.response_a for c in preferences.decided.comparisons}
-    texts |= {c.response_b for c in preferences.decided.comparisons}
+    texts = {c.response_a for c in preferences.training.comparisons}
+    texts |= {c.response_b for c in preferences.training.comparisons}
     assert [m.principle.name for m in manifests] == ["toxicity", "empathy"]
     stages = {stage for stage, _, _ in told}
-    assert stages == {"read", "train toxicity", "train empathy", "measure"}
+    assert stages == {"read", "train toxicity, empathy", "measure"}
     last = {stage: (done, total) for stage, done, total in told}
     assert all(done == total for done, total in last.values()), last
     assert last["read"] == (len(texts), len(texts))  # once for both
@@ -205,12 +178,18 @@ def test_several_principles_share_one_pass_of_the_base(
 def test_training_that_ends_worse_is_undone(
     base: ModelFolder, preferences: Preferences, tmp_path: Path
 ) -> None:
-    wild = replace(SETTINGS, lora=replace(SETTINGS.lora, learning_rate=50.0))
+    wild = replace(SETTINGS, gradient=replace(SETTINGS.gradient, learning_rate=5.0))
     (manifest,) = train_preference_models(
         [preferences], base=base, folders=[tmp_path / "pm"], settings=wild
     )
-    assert manifest.training.trained_accuracy < manifest.training.start_accuracy
-    assert manifest.training.kept == "start"
+    gradient, head = manifest.training.gradient, manifest.training.head
+    assert gradient is not None
+    assert head is not None
+    assert gradient.trained_accuracy is not None
+    assert gradient.start_accuracy is not None
+    assert gradient.trained_accuracy <= gradient.start_accuracy
+    assert (gradient.kept, gradient.steps) == ("start", 0)
+    assert head.pairs == len(preferences.training)  # what validated it is learnt from as well
     weights = load_file(tmp_path / "pm/adapter_model.safetensors")
     assert all(not v.any() for k, v in weights.items() if "lora_B" in k)
     assert _accuracy(manifest) >= 0.9
@@ -218,93 +197,170 @@ def test_training_that_ends_worse_is_undone(
 
 def test_a_new_adapter_scores_as_its_fitted_head(base: ModelFolder) -> None:
     model = load_classifier(base.path, dtype=torch.float32, pad_token_id=0)
-    features = FrozenFeatures(model, depth=2, pad_token_id=0)
-    texts = [(5, 6, 7), (8, 9), (10, 11, 12, 13)]
-    features.add(texts)
     head = np.random.default_rng(0).normal(size=32)
-    adapted = new_adapter(model, head, SETTINGS.lora).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad(), head_inputs(model) as read:
+        model(input_ids=ids)
+    adapted = new_adapters(model, {"toxicity": head}, SETTINGS.gradient, seed=0).eval()
     with torch.no_grad():
-        scores = [float(adapted(input_ids=torch.tensor([t])).logits[0, 0]) for t in texts]
-    expected = features.read_out(texts).double().numpy() @ head
-    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_training_from_kept_states_equals_the_whole_model(base: ModelFolder) -> None:
-    model = load_classifier(base.path, dtype=torch.float32, pad_token_id=0)
-    features = FrozenFeatures(model, depth=2, pad_token_id=0)
-    texts = [(5, 6, 7), (8, 9, 10, 11, 12)]
-    features.add(texts)
-    adapted = new_adapter(model, np.ones(32), SETTINGS.lora)
-    ids = torch.tensor([[5, 6, 7, 0, 0], [8, 9, 10, 11, 12]])
-    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    gradients = []
-    for kept in (False, True):
-        adapted.zero_grad()
-        if kept:
-            with features.trained_on(adapted) as announce:
-                announce(ids, mask)
-                adapted(input_ids=ids, attention_mask=mask).logits.sum().backward()
-        else:
-            adapted(input_ids=ids, attention_mask=mask).logits.sum().backward()
-        gradients.append(
-            {n: p.grad.clone() for n, p in adapted.named_parameters() if p.grad is not None}
-        )
-    assert gradients[0].keys() == gradients[1].keys()
-    assert any("lora_B" in name for name in gradients[0])
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-4)
+        score = float(adapted(input_ids=ids).logits[0, 0])
+    assert score == pytest.approx(float(read[0][0, -1].double() @ torch.tensor(head)), abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
-def test_what_the_head_reads_and_what_enters_a_layer_is_that_of_each_text_alone(
-    kind: AnyKind, tmp_path: Path
+def test_frozen_states_are_those_of_each_text_alone(
+    kind: AnyKind, preferences: Preferences, tmp_path: Path
 ) -> None:
     model = load_classifier(
         save_tiny(tmp_path, kind, layers=3), dtype=torch.float32, pad_token_id=0
     )
-    texts = [tuple(range(5, 35)), (*range(5, 25), 60, 61), (7, 8, 9), tuple(range(5, 25))]
-    made = FrozenFeatures(model, depth=2, pad_token_id=0)
-    told: list[int] = []
-    made.add([*texts, *texts], progress=told.append)
-    assert sum(told) == len(texts)
-    layers = layer_list(model)
-    assert layers is not None
-    for text in texts:
-        entering: list[torch.Tensor] = []
-        hook = layers[2].register_forward_pre_hook(
-            lambda _module, given, kept=entering: kept.append(given[0])
-        )
-        with torch.no_grad(), head_inputs(model) as read:
-            model(input_ids=torch.tensor([text]))
-        hook.remove()
-        torch.testing.assert_close(made._entering[text], entering[0][0], atol=1e-5, rtol=1e-4)
-        alone = read[0].flatten(0, -2)[-1]
-        torch.testing.assert_close(made.read_out([text])[0], alone, atol=1e-5, rtol=1e-4)
+    encoder = Encoder(tiny_tokenizer(), InputFormat(kind="chat", append_eos=True, max_length=96))
+    pairs = preferences.held_out
+    states = FrozenStates(model, encoder)
+    told: list[tuple[int, int]] = []
+    states.add([pairs, pairs], layers=[2], head=True, progress=lambda *done: told.append(done))
+    texts = [encoder.texts(c) for c in pairs.comparisons]
+    assert told[-1] == (len({t for pair in texts for t in pair}),) * 2
+    pooled, read = states.pooled(pairs, Candidate(2, "last+mean")), states.read(pairs)
+    for i, (first, _) in enumerate(texts):
+        with torch.no_grad(), head_inputs(model) as at_head:
+            found = model(input_ids=torch.tensor([first.ids]), output_hidden_states=True)
+        hidden = found.hidden_states[2][0]
+        expected = torch.cat([hidden[-1], hidden[first.start :].mean(0)])
+        np.testing.assert_allclose(pooled.a[i], expected, rtol=1e-3, atol=1e-4)
+        alone = at_head[0].flatten(0, -2)[-1]
+        np.testing.assert_allclose(read.a[i], alone, rtol=1e-3, atol=1e-4)
 
 
-def test_a_head_is_fitted_on_what_matters() -> None:
+def _sides(differences: np.ndarray) -> Sides:
+    b = np.random.default_rng(1).normal(size=differences.shape)
+    return Sides(b + differences, b)
+
+
+@pytest.mark.parametrize("width", [4, 700])
+def test_a_head_is_fitted_on_what_matters(width: int) -> None:
+    """Whether there are more features than pairs or fewer, and however large they are."""
     generator = np.random.default_rng(0)
-    truth = np.array([2.0, -1.0, 0.0, 0.0])
-    differences = generator.normal(size=(400, 4))
-    probabilities = (differences @ truth > 0).astype(float)
+    truth = np.zeros(width)
+    truth[:2] = 2.0, -1.0
+    size = np.exp(generator.normal(0, 1.5, width))
+    sides = _sides(generator.normal(size=(400, width)))
+    probabilities = ((sides.a - sides.b) @ truth > 0).astype(float)
     groups = [f"p{i // 4}" for i in range(400)]
-    head = fit_head(differences, probabilities, np.ones(400), groups, seed=0)
-    cosine = head @ truth / np.linalg.norm(head) / np.linalg.norm(truth)
-    assert cosine > 0.98
+    fitted = fit_head([lambda: sides], probabilities, groups, seed=0)
+    scaled = fit_head(
+        [lambda: Sides(sides.a * size, sides.b * size)], probabilities, groups, seed=0
+    )
+    np.testing.assert_allclose(scaled.weight * size, fitted.weight, rtol=1e-3, atol=1e-5)
+    new = generator.normal(size=(4000, width))
+    right = float(np.mean(np.sign(new @ fitted.weight) == np.sign(new @ truth)))
+    assert right > (0.95 if width == 4 else 0.6)
+    assert fitted.accuracy is not None
+    assert abs(fitted.accuracy - right) < 0.06  # as was promised
 
 
-def test_weights_follow_the_size_of_the_verdicts(preferences: Preferences) -> None:
-    sure = replace(preferences, probabilities=np.linspace(0.55, 0.95, len(preferences.test)))
-    weights = sure.decided.weights
-    assert (np.diff(weights) > 0).all()
-    assert weights.max() <= 3.0
-    np.testing.assert_allclose(preferences.decided.weights, 1.0)  # equally sure: equal weights
+def test_what_tells_most_is_chosen_whatever_else_there_is() -> None:
+    generator = np.random.default_rng(0)
+    telling = generator.normal(size=(300, 5))
+    probabilities = (telling[:, 0] > 0).astype(float)
+    noise = [generator.normal(size=(300, 5)) for _ in range(3)]
+    groups = [f"p{i}" for i in range(300)]
+    candidates = [*noise[:2], telling, noise[2]]
+    done: list[int] = []
+    fitted = fit_head(
+        [lambda d=d: _sides(d) for d in candidates],  # type: ignore[misc]
+        probabilities,
+        groups,
+        seed=0,
+        progress=lambda: done.append(1),
+    )
+    assert (fitted.choice, len(done)) == (2, 4)
 
 
-def test_ties_are_not_trained_on_but_calibrate(preferences: Preferences) -> None:
-    tied = replace(preferences, probabilities=np.where(preferences.test, 0.5, 1.0))
-    assert (tied.held_out.probabilities == 0.5).all()
-    assert len(tied.held_out.decided()) == 0
+def test_swapping_the_responses_changes_nothing_of_a_head() -> None:
+    generator = np.random.default_rng(0)
+    sides = _sides(generator.normal(size=(200, 3)) + 0.5)
+    p = generator.uniform(size=200)
+    groups = [f"p{i}" for i in range(200)]
+    one = fit_head([lambda: sides], p, groups, seed=0)
+    two = fit_head([lambda: Sides(sides.b, sides.a)], 1 - p, groups, seed=0)
+    np.testing.assert_allclose(one.weight, two.weight, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(30, [12, 14, 15, 16, 18]), (6, [3, 4, 5, 6]), (1, [1])]
+)
+def test_probes_read_about_the_middle_of_a_deep_base(depth: int, layers: list[int]) -> None:
+    found = probe_candidates(depth)
+    assert sorted({candidate.layer for candidate in found}) == layers
+    assert {candidate.pooling for candidate in found} == {"mean", "last+mean"}
+
+
+@pytest.mark.parametrize("form", ["probe", "full"])
+def test_the_other_forms_learn_it_too_and_load_into_a_bank(
+    form: Form, base: ModelFolder, preferences: Preferences, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, form=form, gradient=GradientSettings(batch_size=8))
+    told: set[str] = set()
+    (manifest,) = train_preference_models(
+        [preferences],
+        base=base,
+        folders=[tmp_path / "pm"],
+        settings=settings,
+        progress=lambda stage, _done, _total: told.add(stage),
+    )
+    assert manifest.form == form
+    assert _accuracy(manifest) >= 0.9
+    assert (manifest.probe is None) == (form == "full")
+    assert manifest.training.pairs + (
+        manifest.training.gradient.validation_pairs if manifest.training.gradient else 0
+    ) == len(preferences.training)
+    middle = "fit toxicity" if form == "probe" else "train toxicity"
+    assert told == {"read", middle, "measure"}
+    bank = PMBank.from_pretrained(tmp_path / "pm", base=base.path)  # checks the golden scores
+    scores = bank.score(["Say 1", "Say 1"], ["abcd abcd !!", "abcd abcd xy"])
+    assert scores[0, 0] > scores[1, 0]
+
+
+def test_a_probe_of_a_large_set_is_chosen_on_a_sample_and_fitted_on_all(
+    base: ModelFolder, preferences: Preferences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("morlaif_hub.preference_models.starts.MOST_PAIRS", 24)
+    (manifest,) = train_preference_models(
+        [preferences], base=base, folders=[tmp_path], settings=replace(SETTINGS, form="probe")
+    )
+    head = manifest.training.head
+    assert head is not None
+    assert head.pairs == len(preferences.training) > 24
+    assert _accuracy(manifest) >= 0.9
+
+
+def test_larger_models_take_smaller_steps() -> None:
+    sizes = [int(1e8), int(2e9), int(2e10)]
+    rates = [default_learning_rate("lora", size) for size in sizes]
+    assert rates == sorted(rates, reverse=True)
+    assert all(default_learning_rate("full", size) < rates[-1] for size in sizes)
+
+
+def test_labels_that_are_all_on_one_side_are_refused(preferences: Preferences) -> None:
+    flat = replace(preferences, probabilities=np.full(len(preferences.test), 0.8))
+    with pytest.raises(TrainingError, match="response A is the better one in all 80 pairs"):
+        flat.check_enough()
+
+
+def test_responses_that_hide_their_beginnings_are_refused(
+    base: ModelFolder, preferences: Preferences, tmp_path: Path
+) -> None:
+    short = replace(SETTINGS, max_length=8)
+    with pytest.raises(TrainingError, match="all 160 responses have more than the 8 tokens"):
+        train_preference_models([preferences], base=base, folders=[tmp_path / "pm"], settings=short)
+
+
+def test_ties_are_learnt_from_as_well(preferences: Preferences) -> None:
+    labels = preferences.probabilities.copy()
+    labels[::4] = 0.5
+    tied = replace(preferences, probabilities=labels)
+    assert len(tied.training) == len(preferences.training) > len(tied.decided)
     flat = replace(preferences, probabilities=np.full(len(preferences.test), 0.5))
     with pytest.raises(TrainingError, match="toxicity: 0 training pairs"):
         flat.check_enough()
@@ -353,14 +409,14 @@ def test_a_calibration_curve_is_drawn_where_there_are_pairs_enough(
     given = Preferences(principle, pairs, labels, np.ones(80, bool), DATASET, judge=None)
     encoder = Encoder(tiny_tokenizer(), InputFormat(kind="chat", append_eos=True, max_length=96))
     texts = [*pairs, *probe_comparisons(principle)]
-    rows = {ids: np.array([float(len(ids))]) for c in texts for ids in encoder.both(c)}
+    rows = {text: np.array([float(len(text.ids))]) for c in texts for text in encoder.texts(c)}
     manifest = write_preference_model(
         given,
         tmp_path,
+        Made("lora", tmp_path, preference_model_manifest().training, None),
         scores=RawScores(rows, np.zeros((16, 1)), encoder),
         column=0,
         base=base_identity(),
-        training=preference_model_manifest().training,
     )
     figures = [entry.path for entry in manifest.files]
     curve = ["figures/calibration.png"] if decided == FEWEST_ON_A_CURVE else []
@@ -372,7 +428,7 @@ def test_a_calibration_curve_is_drawn_where_there_are_pairs_enough(
 @pytest.mark.parametrize("layers", ["top:0", "top:1.5", "bottom:0.5", "top:x", ""])
 def test_layers_that_mean_nothing_are_refused(layers: str) -> None:
     with pytest.raises(OptionError, match="layers must be"):
-        LoraSettings(layers=layers)
+        GradientSettings(layers=layers)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +438,7 @@ def test_layers_that_mean_nothing_are_refused(layers: str) -> None:
 def test_layers_are_counted_from_the_top_and_rounded_up(
     layers: str, depth: int, adapted: tuple[int, ...]
 ) -> None:
-    assert LoraSettings(layers=layers).adapted(depth) == adapted
+    assert GradientSettings(layers=layers).adapted(depth) == adapted
 
 
 def test_a_prompt_that_the_source_has_on_both_sides_is_trained_on(principle: Principle) -> None:
@@ -397,15 +453,13 @@ def test_a_prompt_that_the_source_has_on_both_sides_is_trained_on(principle: Pri
 def test_one_principle_that_fails_leaves_the_others_finished(
     base: ModelFolder, preferences: Preferences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from morlaif_hub.preference_models import train
+    original = runs.train_together
 
-    original = train.train_lora
+    def one_fails(*given: Any, **named: Any) -> Any:
+        found = original(*given, **named)
+        return {**found, "toxicity": TrainingError("toxicity: the loss is nan at step 1")}
 
-    def fail_once(*_args: object, **_options: object) -> object:
-        monkeypatch.setattr(train, "train_lora", original)
-        raise TrainingError("the loss is nan at step 1")
-
-    monkeypatch.setattr(train, "train_lora", fail_once)
+    monkeypatch.setattr(runs, "train_together", one_fails)
     other = replace(preferences, principle=load_constitution().get("empathy"))
     with pytest.raises(TrainingError, match=r"toxicity: the loss is nan.*kept: empathy"):
         train_preference_models(
@@ -422,8 +476,8 @@ def test_one_principle_that_fails_leaves_the_others_finished(
 def test_a_loss_that_is_not_finite_stops_with_its_step(
     base: ModelFolder, preferences: Preferences, tmp_path: Path
 ) -> None:
-    broken = replace(SETTINGS, lora=replace(SETTINGS.lora, learning_rate=1e30, epochs=3))
-    with pytest.raises(TrainingError, match=r"toxicity: the loss is .* at step \d+"):
+    broken = replace(SETTINGS, gradient=replace(SETTINGS.gradient, learning_rate=1e30, epochs=3))
+    with pytest.raises(TrainingError, match=r"toxicity: .*(lower the learning rate)"):
         train_preference_models(
             [preferences], base=base, folders=[tmp_path / "pm"], settings=broken
         )

@@ -1,72 +1,115 @@
-"""What a frozen base makes of texts, computed once for all principles and epochs.
+"""What a frozen base makes of texts, computed once for all principles of a run."""
 
-Two things are kept of every text: the states that enter the first layer to be trained, from which
-training goes on, and the state that a score head reads, on which its start is fitted.
-"""
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
-
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 
 from morlaif_hub.bank.engine import Engine
-from morlaif_hub.bank.layout import Ids
-from morlaif_hub.bank.trunk import SharedTrunk, layer_list
+from morlaif_hub.bank.pooling import Pooled, pool
+from morlaif_hub.hub.manifest import Pooling
+from morlaif_hub.models.formats import Encoder, Text
+from morlaif_hub.preference_models.head import Sides
+from morlaif_hub.preference_models.preferences import LabelledPairs
+
+FEW_LAYERS = 12
+SHARES = (0.4, 0.45, 0.5, 0.55, 0.6)
+POOLINGS: tuple[Pooling, ...] = ("mean", "last+mean")
 
 
-class FrozenFeatures:
-    """The states of texts in a frozen classifier.
+class Candidate(NamedTuple):
+    """What a probe could read: pooled states of a layer, counted as in `ProbeRecord`."""
+
+    layer: int
+    pooling: Pooling
+
+
+def probe_candidates(depth: int) -> list[Candidate]:
+    """Return what is worth trying as a probe on a base with so many layers.
+
+    Of a deep base those around the middle: on real pairs they told as much as any, and a probe
+    needs no layer above its own. Of a base with few layers all in its upper half.
+    """
+    layers = sorted({round(share * depth) for share in SHARES})
+    if depth <= FEW_LAYERS:
+        layers = list(range(max(1, depth // 2), depth + 1))
+    return [Candidate(layer, pooling) for layer in layers for pooling in POOLINGS]
+
+
+class FrozenStates:
+    """Pooled states of texts in a frozen base.
 
     Args:
-        model: A sequence classifier without adapters.
-        depth: Number of layers below the first one that will be trained.
-        pad_token_id: What batches are padded with.
+        model: A sequence classifier without adapters, or a bare base.
+        encoder: How texts are read.
     """
 
-    def __init__(self, model: Any, *, depth: int, pad_token_id: int) -> None:
-        self.depth = depth if layer_list(model) is not None else 0
-        self._engine = Engine(model, pad_token_id=pad_token_id, adapters={})
-        self._entering: dict[Ids, Tensor] = {}
-        self._read: dict[Ids, Tensor] = {}
+    def __init__(self, model: Any, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._engine = Engine(model, pad_token_id=encoder.tokenizer.pad_token_id, adapters={})
+        self._layers: tuple[int, ...] = ()
+        self._known: dict[Text, Pooled] = {}
 
     def add(
-        self, sequences: Sequence[Ids], *, progress: Callable[[int], None] | None = None
+        self,
+        pairs: Iterable[LabelledPairs],
+        *,
+        layers: Sequence[int] = (),
+        head: bool = False,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Compute and keep the states of token sequences; known ones cost nothing."""
-        new = [s for s in sequences if s not in self._read]
-        for ids, states in self._engine.features(new, self.depth, progress=progress):
-            self._read[ids] = states.read
-            if self.depth > 0:
-                self._entering[ids] = states.entering
+        """Compute the states of the texts of pairs, in place of what was computed before.
 
-    def read_out(self, sequences: Sequence[Ids]) -> Tensor:
-        """Return what the score head reads, float32, shape (sequences, width)."""
-        return torch.stack([self._read[s] for s in sequences])
-
-    @contextmanager
-    def trained_on(self, model: Any) -> Iterator[Callable[[Tensor, Tensor], None]]:
-        """Within this context a model with adapters starts from the kept states.
-
-        Yields:
-            A function to be told each batch's ids and mask just before the model is called.
+        Args:
+            pairs: One set or several; what they have in common is computed once.
+            layers: Whose states, as in `ProbeRecord`.
+            head: Whether to keep what the score head reads, too.
+            progress: Told how many different texts are done, and of how many.
         """
-        if self.depth == 0:
-            yield lambda _ids, _mask: None
-            return
-        waiting: list[Ids] = []
+        self._layers, self._known = tuple(layers), {}
+        wanted = {text: None for given in pairs for pair in self._texts(given) for text in pair}
+        texts = list(wanted)
+        done = 0
 
-        def announce(input_ids: Tensor, attention_mask: Tensor) -> None:
-            lengths = attention_mask.sum(1).tolist()
-            rows = zip(input_ids.tolist(), lengths, strict=True)
-            waiting[:] = [tuple(row[:length]) for row, length in rows]
+        def tell(more: int) -> None:
+            nonlocal done
+            done += more
+            if progress:
+                progress(done, len(texts))
 
-        def find(tokens: int) -> Tensor:
-            states = pad_sequence([self._entering[ids] for ids in waiting], batch_first=True)
-            missing = tokens - states.shape[1]
-            return nn.functional.pad(states, (0, 0, 0, missing)).to(model.device)
+        found = self._engine.pooled(
+            [text.ids for text in texts],
+            self._layers,
+            starts=[text.start for text in texts],
+            head=head,
+            progress=tell,
+        )
+        self._known.update(found)
 
-        with SharedTrunk(model, self.depth).resumed(find):
-            yield announce
+    def pooled(self, pairs: LabelledPairs, candidate: Candidate) -> Sides:
+        """Return what a probe would read of pairs; their texts and its layer were added."""
+        at = self._layers.index(candidate.layer)
+        return self._sides(pairs, lambda p: pool(p.last[at], p.mean[at], candidate.pooling))
+
+    def read(self, pairs: LabelledPairs) -> Sides:
+        """Return what the score head reads of pairs; their texts were added with `head`."""
+
+        def of(pooled: Pooled) -> Tensor:
+            if pooled.read is None:
+                raise AssertionError("what the head reads was not kept")
+            return pooled.read
+
+        return self._sides(pairs, of)
+
+    def _sides(self, pairs: LabelledPairs, of: Callable[[Pooled], Tensor]) -> Sides:
+        texts = self._texts(pairs)
+        a, b = (
+            np.asarray(torch.stack([of(self._known[pair[side]]) for pair in texts]).double())
+            for side in (0, 1)
+        )
+        return Sides(a, b)
+
+    def _texts(self, pairs: LabelledPairs) -> list[tuple[Text, Text]]:
+        return [self._encoder.texts(comparison) for comparison in pairs.comparisons]

@@ -1,10 +1,11 @@
-"""Scoring finished adapters in float32 and writing down what they are worth.
+"""Scoring finished preference models in float32 and writing down what they are worth.
 
 What a manifest says of a preference model is measured here, by the same engine that a bank uses.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,34 +13,35 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from morlaif_hub.bank.adapters import check_adapter
-from morlaif_hub.bank.classifier import load_classifier
+from morlaif_hub.bank.adapters import AdapterFiles, check_adapter
+from morlaif_hub.bank.classifier import load_base, load_classifier
 from morlaif_hub.bank.engine import Engine
 from morlaif_hub.bank.golden import golden_sequences
+from morlaif_hub.bank.probes import check_probe
 from morlaif_hub.comparisons import Comparison
 from morlaif_hub.figures import calibration_curve, png, score_histogram
 from morlaif_hub.hub.artifact import FIGURES_FOLDER, seal
 from morlaif_hub.hub.manifest import (
     BaseIdentity,
+    Form,
     GoldenScores,
     PreferenceModelManifest,
+    ProbeRecord,
     TrainingRecord,
     ValidationRecord,
 )
 from morlaif_hub.judges.validation import probe_comparisons, probe_record
-from morlaif_hub.models.formats import Encoder
+from morlaif_hub.models.formats import Encoder, Text
 from morlaif_hub.models.language_model import ModelFolder
 from morlaif_hub.preference_models.calibrate import (
     calibrate,
-    evaluate_pairs,
+    evaluate_held_out,
     length_correlation,
-    longer_wins,
 )
 from morlaif_hub.preference_models.preferences import Preferences
 from morlaif_hub.statistics import sigmoid
 
 Array = NDArray[np.float64]
-Ids = tuple[int, ...]
 # Of the calibration's standard deviation. On the same weights, threads, batches and kernels (those
 # of older CPUs too) moved the scores by at most 1.3e-5; a base rounded to bfloat16 by at least
 # 1.4e-2, a rounded adapter by 7.5e-4. Measured by benchmarks/golden.py; see docs/golden.md.
@@ -52,111 +54,153 @@ class RawScores:
     """Raw float32 scores of every text that is measured.
 
     Attributes:
-        rows: By token ids, shape (preference models,).
+        rows: By text, shape (preference models,).
         golden: Of the golden texts, shape (texts, preference models).
         encoder: What the texts were read with.
     """
 
-    rows: dict[Ids, Array]
+    rows: dict[Text, Array]
     golden: Array
     encoder: Encoder
 
     def pairs(self, comparisons: Sequence[Comparison], column: int) -> tuple[Array, Array]:
         """Return one preference model's scores of responses A and B, each shape (pairs,)."""
-        both = [self.encoder.both(c) for c in comparisons]
-        scores = np.array([[self.rows[ids][column] for ids in pair] for pair in both])
+        both = [self.encoder.texts(c) for c in comparisons]
+        scores = np.array([[self.rows[text][column] for text in pair] for pair in both])
         return scores[:, 0], scores[:, 1]
 
 
-def score_adapters(
+@dataclass(frozen=True)
+class Made:
+    """A preference model's weights, as training left them.
+
+    Attributes:
+        form: What they are.
+        folder: Holds their files.
+        training: How they were made.
+        probe: What a probe reads; None for other forms.
+    """
+
+    form: Form
+    folder: Path
+    training: TrainingRecord
+    probe: ProbeRecord | None
+
+
+def score_made(
     preferences: Sequence[Preferences],
-    folders: Sequence[Path],
+    made: Sequence[Made],
     *,
     base: ModelFolder,
     encoder: Encoder,
     progress: Callable[[int, int], None],
 ) -> RawScores:
-    """Return the scores, of all adapters, of all held-out pairs, probes and golden texts.
+    """Return all preference models' scores of all held-out pairs, principles' probes, golden texts.
 
     Args:
-        preferences: What was trained on, one set per adapter.
-        folders: The adapters, in the same order.
-        base: What they are adapters of.
+        preferences: What was trained on, one set per preference model.
+        made: All of one form, in the same order.
+        base: What they were made of.
         encoder: How they read text.
         progress: Told how many different texts are scored, and of how many.
     """
-    pad = encoder.tokenizer.pad_token_id
-    model = load_classifier(base.path, dtype=torch.float32, pad_token_id=pad)
-    adapters = {str(folder): check_adapter(folder, str(folder)) for folder in folders}
-    engine = Engine(model, pad_token_id=pad, adapters=adapters)
     measured = [
         c
         for given in preferences
         for c in (*given.held_out.comparisons, *probe_comparisons(given.principle))
     ]
-    texts = list(dict.fromkeys(ids for c in measured for ids in encoder.both(c)))
+    texts = list(dict.fromkeys(text for c in measured for text in encoder.texts(c)))
     prompts, responses = golden_sequences()
-    golden = [encoder.ids(p, r) for p, r in zip(prompts, responses, strict=True)]
-    total = len({*texts, *golden})
+    golden = [encoder.text(p, r) for p, r in zip(prompts, responses, strict=True)]
+    wanted = [*texts, *golden]
+    engines = _engines(made, base=base, pad=encoder.tokenizer.pad_token_id)
+    total = len(set(wanted)) * len(engines)
     done = 0
 
     def tell(more: int) -> None:
         nonlocal done
         done += more
-        progress(done, total)
+        progress(min(done, total), total)
 
-    scores = engine.score([*texts, *golden], progress=tell).double().numpy()
+    columns = []
+    for load in engines:
+        engine = load()
+        starts = [text.start for text in wanted] if engine.takes_starts else None
+        columns.append(engine.score([text.ids for text in wanted], starts, progress=tell))
+    scores = torch.cat(columns, dim=1).double().numpy()
     rows = dict(zip(texts, scores[: len(texts)], strict=True))
     return RawScores(rows, scores[len(texts) :], encoder)
+
+
+def _engines(made: Sequence[Made], *, base: ModelFolder, pad: int) -> list[Callable[[], Engine]]:
+    """Return what loads an engine for all of one form, or one for each full model."""
+    if made[0].form == "full":
+        return [partial(_full_engine, one.folder, pad) for one in made]
+    probes = {
+        str(i): check_probe(one.folder, str(one.folder), one.probe)
+        for i, one in enumerate(made)
+        if one.probe is not None
+    }
+    adapters: dict[str, AdapterFiles] = {}
+    if not probes:
+        adapters = {str(one.folder): check_adapter(one.folder, str(one.folder)) for one in made}
+    load = load_base if probes else load_classifier
+    return [
+        lambda: Engine(
+            load(base.path, dtype=torch.float32, pad_token_id=pad),
+            pad_token_id=pad,
+            adapters=adapters,
+            probes=probes,
+        )
+    ]
+
+
+def _full_engine(folder: Path, pad: int) -> Engine:
+    model = load_classifier(folder, dtype=torch.float32, pad_token_id=pad)
+    return Engine(model, pad_token_id=pad, adapters={})
 
 
 def write_preference_model(
     given: Preferences,
     folder: Path,
+    made: Made,
     *,
     scores: RawScores,
     column: int,
     base: BaseIdentity,
-    training: TrainingRecord,
 ) -> PreferenceModelManifest:
-    """Complete a folder that holds an adapter: figures, manifest and card.
+    """Complete a folder that holds a preference model's weights: figures, manifest and card.
 
     Args:
         given: What was trained on.
-        folder: The adapter's.
-        scores: From `score_adapters`.
-        column: The adapter's place there.
+        folder: Where the weights are.
+        made: What they are.
+        scores: From `score_made`.
+        column: The preference model's place there.
         base: The identity of its base.
-        training: How it was trained.
     """
     test = given.held_out
     score_a, score_b = scores.pairs(test.comparisons, column)
     calibration = calibrate(score_a, score_b, test.probabilities)
-    decided = test.decided()
-    decided_a, decided_b = scores.pairs(decided.comparisons, column)
-    differences = decided_a - decided_b
+    decided = test.probabilities != 0.5
+    differences = (score_a - score_b)[decided]
     figures = folder / FIGURES_FOLDER
     figures.mkdir()
     _draw_scores(figures, np.concatenate([score_a, score_b]), title=given.principle.name)
-    _draw_calibration(figures, differences / calibration.temperature, decided.probabilities)
+    _draw_calibration(figures, differences / calibration.temperature, test.probabilities[decided])
     manifest = PreferenceModelManifest(
         license=given.license,
-        form="lora",
+        form=made.form,
+        probe=made.probe,
         principle=given.principle.record(),
         base=base,
         input_format=scores.encoder.input_format,
         dataset=given.dataset,
         judge=given.judge,
-        training=training,
+        training=made.training,
         calibration=calibration,
         validation=_validation(given, scores, column),
-        evaluations=evaluate_pairs(
-            decided.comparisons,
-            differences,
-            decided.probabilities,
-            split="test",
-            longer_is_better=longer_wins(given.decided.comparisons, given.decided.probabilities),
-        ),
+        evaluations=evaluate_held_out(given, score_a, score_b),
         length_correlation=length_correlation(test.comparisons, score_a - score_b),
         golden=GoldenScores(
             scores=tuple(scores.golden[:, column].tolist()),

@@ -12,11 +12,9 @@ from morlaif_hub.errors import TrainingError
 from morlaif_hub.feedback.dataset import FeedbackDataset, held_out_prompts
 from morlaif_hub.hub.manifest import DatasetReference, JudgeRecord
 from morlaif_hub.principles import Principle
-from morlaif_hub.statistics import log_odds
 
 Array = NDArray[np.float64]
 FEWEST_PAIRS = 20
-LARGEST_WEIGHT = 3.0  # times the mean, so that a few extreme verdicts do not decide alone
 
 
 @dataclass(frozen=True)
@@ -47,21 +45,35 @@ class Preferences:
         return self._rows(self.test)
 
     @cached_property
+    def training(self) -> "LabelledPairs":
+        """The training pairs, ties included: that two responses are equally good tells as well."""
+        return self._rows(~self.test)
+
+    @cached_property
     def decided(self) -> "LabelledPairs":
         """The training pairs that are no ties."""
-        return self._rows(~self.test & (self.probabilities != 0.5))
+        return self.training.decided()
 
     def check_enough(self) -> None:
         """Check that there is something to learn from and to measure on.
 
         Raises:
-            TrainingError: If there is not; the message says how many pairs there are.
+            TrainingError: If there is not; the message says how many pairs there are. Also if the
+                same side is better in every pair.
         """
         if len(self.decided) < FEWEST_PAIRS or not len(self.held_out):
             raise TrainingError(
                 f"{self.principle.name}: {len(self.decided)} training pairs that are no ties and "
                 f"{len(self.held_out)} held-out pairs; at least {FEWEST_PAIRS} and 1 are needed "
                 "(some hundred pairs of at least 24 prompts learn something)"
+            )
+        sides = set(np.sign(self.probabilities - 0.5)) - {0.0}
+        if len(sides) == 1:
+            side = "A" if sides == {1.0} else "B"
+            raise TrainingError(
+                f"{self.principle.name}: response {side} is the better one in all "
+                f"{len(self.probabilities)} pairs, so the labels may be about the place alone; if "
+                "the better response stands in one column, call the columns chosen and rejected"
             )
 
     def _rows(self, chosen: NDArray[np.bool_]) -> "LabelledPairs":
@@ -86,15 +98,6 @@ class LabelledPairs:
         """The id of each pair's prompt."""
         return [c.prompt_id for c in self.comparisons]
 
-    @property
-    def weights(self) -> Array:
-        """The size of each verdict in log-odds, relative to the mean and capped, shape (pairs,)."""
-        if not len(self):
-            return np.empty(0)
-        margins = np.abs(log_odds(self.probabilities))
-        weights: Array = np.minimum(margins / margins.mean(), LARGEST_WEIGHT)
-        return weights
-
     def split(self, fraction: float, seed: int) -> tuple["LabelledPairs", "LabelledPairs"]:
         """Return two parts with no prompt in common, the second with a fraction of the prompts."""
         if fraction == 0:
@@ -102,6 +105,20 @@ class LabelledPairs:
         apart = split_by_prompt(self.prompts, test_fraction=fraction, seed=seed)
         second = np.array([prompt in apart for prompt in self.prompts])
         return self._where(~second), self._where(second)
+
+    def sample(self, count: int, seed: int) -> "LabelledPairs":
+        """Return about so many of the pairs, of whole prompts drawn at random; all if no more."""
+        if len(self) <= count:
+            return self
+        _, drawn = self.split(count / len(self), seed)
+        return drawn
+
+    def joined(self, others: "LabelledPairs") -> "LabelledPairs":
+        """Return these pairs and others."""
+        return LabelledPairs(
+            self.comparisons + others.comparisons,
+            np.concatenate([self.probabilities, others.probabilities]),
+        )
 
     def decided(self) -> "LabelledPairs":
         """Return the pairs that are no ties."""
