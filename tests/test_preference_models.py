@@ -288,12 +288,31 @@ def test_swapping_the_responses_changes_nothing_of_a_head() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "layers"), [(30, [12, 14, 15, 16, 18]), (6, [3, 4, 5, 6]), (1, [1])]
+    ("depth", "layers"), [(30, [12, 14, 15, 17, 18]), (6, [3, 4, 5, 6]), (1, [1])]
 )
 def test_probes_read_about_the_middle_of_a_deep_base(depth: int, layers: list[int]) -> None:
     found = probe_candidates(depth)
     assert sorted({candidate.layer for candidate in found}) == layers
     assert {candidate.pooling for candidate in found} == {"mean", "last+mean"}
+
+
+@pytest.mark.parametrize("distillation", [0.0, 0.5])
+def test_what_a_probe_predicts_is_learnt_where_that_is_wanted(
+    distillation: float, base: ModelFolder, preferences: Preferences, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, gradient=replace(SETTINGS.gradient, distillation=distillation))
+    (manifest,) = train_preference_models(
+        [preferences], base=base, folders=[tmp_path / "pm"], settings=settings
+    )
+    training = manifest.training
+    assert training.gradient is not None
+    assert training.gradient.distillation == distillation
+    assert (training.teacher is not None) == bool(distillation)
+    if training.teacher:
+        assert (training.teacher.layer, training.teacher.pooling) == (3, "last+mean")
+    assert training.head is not None
+    assert training.head.accuracy is not None
+    assert training.head.accuracy > 0.8  # of the labels, whatever it was fitted to
 
 
 @pytest.mark.parametrize("form", ["probe", "full"])

@@ -3,6 +3,7 @@
 import copy
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -460,20 +461,22 @@ def test_memory_that_runs_out_for_one_adapter_repeats_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The gradients of those before it are in already."""
-    pairs = some_work("llama")["values"]
-    work = dict.fromkeys(NAMES, pairs)
+    work = dict.fromkeys(NAMES, some_work("llama")["values"])
     expected, _ = train(work=work)
     learn, calls = learner.Learner.learn, 0
+    learned: Counter[tuple[str, int]] = Counter()
 
-    def fail_once(self: Any, *given: Any) -> None:
+    def fail_once(self: Any, scores: Any, pairs: Sequence[int], batch: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        learn(self, *given)
+        learn(self, scores, pairs, batch)
+        learned.update((self.principle, pair) for pair in pairs)
 
     monkeypatch.setattr(learner.Learner, "learn", fail_once)
     found, _ = train(work=work)
+    assert learned == {(name, pair): SETTINGS.epochs for name in NAMES for pair in range(10)}
     close(all_weights(found), all_weights(expected), 1e-3)
 
 

@@ -259,6 +259,7 @@ class GradientRecord:
     epochs: Finite
     batch_size: Count
     label_smoothing: Probability
+    distillation: Probability
     loss: Literal["soft", "margin"]
     validation_pairs: Count
     start_accuracy: Probability | None
@@ -276,6 +277,8 @@ class TrainingRecord:
         seed: Of splits, initial weights and the order of the pairs.
         pairs: That were trained on, validation pairs apart.
         head: Of a probe, or from which gradient descent started; null for none.
+        teacher: The probe whose predictions the head was fitted to, null for none. It saw each pair
+            of a cross-validation only when it was not fitted on it.
         gradient: Null where there was no gradient descent, as with a probe.
     """
 
@@ -283,6 +286,7 @@ class TrainingRecord:
     seed: int
     pairs: Count
     head: HeadRecord | None
+    teacher: HeadRecord | None
     gradient: GradientRecord | None
 
 

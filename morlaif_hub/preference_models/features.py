@@ -1,5 +1,6 @@
 """What a frozen base makes of texts, computed once for all principles of a run."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,10 +33,15 @@ def probe_candidates(depth: int) -> list[Candidate]:
     Of a deep base those around the middle: on real pairs they told as much as any, and a probe
     needs no layer above its own. Of a base with few layers all in its upper half.
     """
-    layers = sorted({round(share * depth) for share in SHARES})
+    layers = sorted({math.ceil(share * depth) for share in SHARES})
     if depth <= FEW_LAYERS:
         layers = list(range(max(1, depth // 2), depth + 1))
     return [Candidate(layer, pooling) for layer in layers for pooling in POOLINGS]
+
+
+def middle(depth: int) -> Candidate:
+    """Return what told most of the candidates of a deep base, on real pairs."""
+    return Candidate(math.ceil(0.55 * depth), "last+mean")
 
 
 class FrozenStates:

@@ -43,6 +43,8 @@ class Fitted:
         loss: Cross-validated cross-entropy, in nats per pair; None if there was one prompt only.
         accuracy: Cross-validated pairwise accuracy, in [0, 1]; None likewise. That of the best of
             many choices promises slightly too much.
+        margins: Log-odds of A being better, of each pair by a head that was fitted on other
+            prompts, shape (pairs,); None likewise.
     """
 
     weight: Array
@@ -50,6 +52,7 @@ class Fitted:
     l2: float
     loss: float | None
     accuracy: float | None
+    margins: Array | None
 
 
 def fit_head(
@@ -116,19 +119,17 @@ class _Scaled(NamedTuple):
 
 
 def _fit(scaled: _Scaled, probabilities: Array, folds: NDArray[np.intp], choice: int) -> Fitted:
-    losses, accuracies = [], []
-    l2, loss, accuracy = PENALTIES[0], None, None
+    l2, loss, accuracy, margins = PENALTIES[0], None, None, None
     if len(np.unique(folds)) > 1:
-        margins = _held_out_margins(scaled.x, probabilities, folds)
-        losses = [float(np.mean(np.logaddexp(0.0, m) - probabilities * m)) for m in margins]
-        decided = probabilities != 0.5
-        accuracies = [
-            float(np.mean(pairwise_accuracy(m[decided], probabilities[decided]))) for m in margins
-        ]
+        found = _held_out_margins(scaled.x, probabilities, folds)
+        losses = [float(np.mean(np.logaddexp(0.0, m) - probabilities * m)) for m in found]
         at = int(np.argmin(losses))  # of equally good ones the strongest
-        l2, loss, accuracy = PENALTIES[at], losses[at], accuracies[at]
+        l2, loss, margins = PENALTIES[at], losses[at], found[at]
+        decided = probabilities != 0.5
+        right = pairwise_accuracy(margins[decided], probabilities[decided])
+        accuracy = float(right.mean()) if decided.any() else None
     weight = scaled.back(fit_logistic(scaled.x, probabilities, l2=l2))
-    return Fitted(weight, choice, l2, loss, accuracy)
+    return Fitted(weight, choice, l2, loss, accuracy, margins)
 
 
 def _held_out_margins(x: Array, probabilities: Array, folds: NDArray[np.intp]) -> list[Array]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -16,7 +16,7 @@ from morlaif_hub.errors import TrainingError
 from morlaif_hub.hub.manifest import GradientRecord, TrainingRecord
 from morlaif_hub.models.formats import Encoder
 from morlaif_hub.models.language_model import ModelFolder
-from morlaif_hub.preference_models.features import FrozenStates, probe_candidates
+from morlaif_hub.preference_models.features import FrozenStates, middle, probe_candidates
 from morlaif_hub.preference_models.full import new_full_model, save_full_model
 from morlaif_hub.preference_models.learner import Work
 from morlaif_hub.preference_models.losses import Trained
@@ -31,6 +31,7 @@ from morlaif_hub.preference_models.starts import (
     Start,
     fit_probes,
     fit_score_head,
+    fit_teacher,
 )
 from morlaif_hub.preference_models.together import total_steps, train_together
 from morlaif_hub.preference_models.tokens import token_pairs
@@ -51,18 +52,31 @@ class _Job:
     Attributes:
         given: What is learnt from.
         folder: Gets what was made.
-        start: Where training begins.
+        begin: Where training begins.
         work: The pairs as token ids.
     """
 
     given: Preferences
     folder: Path
-    start: Start
+    begin: "_Begin"
     work: Work
 
     @property
     def name(self) -> str:
         return self.given.principle.name
+
+
+class _Begin(NamedTuple):
+    """Where gradient descent begins.
+
+    Attributes:
+        head: The score head.
+        teacher: The probe that it learnt from, and whose predictions labels are drawn to; None for
+            none.
+    """
+
+    head: Start
+    teacher: Start | None
 
 
 class Run:
@@ -130,7 +144,9 @@ class Run:
         for k, (given, start) in enumerate(zip(preferences, starts, strict=True)):
             folder = self._scratch / str(k)
             write_probe(folder, start.weight)
-            made[k] = Made("probe", folder, self._record(given, start, None), start.probe)
+            made[k] = Made(
+                "probe", folder, self._record(given, _Begin(start, None), None), start.probe
+            )
         return made
 
     def _states(self, preferences: Sequence[Preferences]) -> FrozenStates:
@@ -144,7 +160,8 @@ class Run:
         )
         states = FrozenStates(model, self.encoder)
         sets = [part for given in preferences for part in self._parts(given)]
-        states.add(sets, head=True, progress=partial(self.tell, "read"))
+        layers = [middle(self._depth).layer] if self._gradient.distillation else []
+        states.add(sets, layers=layers, head=True, progress=partial(self.tell, "read"))
         return states
 
     def _parts(self, given: Preferences) -> tuple[LabelledPairs, LabelledPairs]:
@@ -159,12 +176,23 @@ class Run:
 
     def _job(self, given: Preferences, states: FrozenStates, k: int) -> _Job:
         pairs, validation = self._split(given)
-        start = self._fitted(states, self._parts(given)[0])
-        work = Work(token_pairs(pairs, self.encoder), token_pairs(validation, self.encoder))
-        return _Job(given, self._scratch / str(k), start, work)
+        begin = self._begin(states, self._parts(given)[0])
+        train = token_pairs(pairs, self.encoder)
+        if begin.teacher and begin.teacher.predicted is not None and len(pairs) <= MOST_PAIRS:
+            share = self._gradient.distillation
+            drawn = (1 - share) * pairs.probabilities + share * begin.teacher.predicted
+            train = replace(train, probabilities=drawn)
+        work = Work(train, token_pairs(validation, self.encoder))
+        return _Job(given, self._scratch / str(k), begin, work)
 
-    def _fitted(self, states: FrozenStates, pairs: LabelledPairs) -> Start:
-        return fit_score_head(states, pairs, self._depth, seed=self.settings.seed)
+    def _begin(self, states: FrozenStates, pairs: LabelledPairs) -> _Begin:
+        """Return a head that says what a probe of the middle says, as far as it can."""
+        seed, teacher, targets = self.settings.seed, None, pairs.probabilities
+        if self._gradient.distillation:
+            teacher = fit_teacher(states, pairs, middle(self._depth), seed=seed)
+            targets = targets if teacher.predicted is None else teacher.predicted
+        head = fit_score_head(states, pairs, targets, depth=self._depth, seed=seed)
+        return _Begin(head, teacher)
 
     def _go_together(self) -> bool:
         settings = self.settings
@@ -178,7 +206,7 @@ class Run:
         """Train all adapters in one run; return None where the base's texts cannot be packed."""
         gradient, seed = self._gradient, self.settings.seed
         work = {job.name: job.work for job in jobs}
-        heads = {job.name: job.start.weight for job in jobs}
+        heads = {job.name: job.begin.head.weight for job in jobs}
         model = new_adapters(self._classifier(), heads, gradient, seed=seed)
         total = total_steps(work, gradient) * len(jobs)
         count = Counter(partial(self.tell, f"train {', '.join(work)}"), total)
@@ -206,7 +234,7 @@ class Run:
         """Train one preference model with TRL, in all processes."""
         settings, gradient = self.settings, self._gradient
         full = settings.form == "full"
-        base, head = self._classifier(), job.start.weight
+        base, head = self._classifier(), job.begin.head.weight
         if full:
             model: Any = new_full_model(base, head)
         else:
@@ -237,20 +265,21 @@ class Run:
         """Write the files of a trained model into its job's folder."""
         if isinstance(result, TrainingError):
             return result
-        start = job.start
+        begin = job.begin
         if result.kept == "start":
             # Nothing is left to be validated, so those pairs can be learnt from as well.
-            start = self._fitted(states, self._parts(job.given)[1])
-            set_head(model, job.name, start.weight)
+            begin = self._begin(states, self._parts(job.given)[1])
+            set_head(model, job.name, begin.head.weight)
         if self.processes.main and self.settings.form == "full":
             save_full_model(model, job.folder, self.encoder.tokenizer)
         elif self.processes.main:
             save_new_adapter(model, job.name, job.folder, self.base.base)
-        record = self._record(job.given, start, self._gradient_record(job, result))
+        record = self._record(job.given, begin, self._gradient_record(job, result))
         return Made(self.settings.form, job.folder, record, None)
 
     def _gradient_record(self, job: _Job, result: Trained) -> GradientRecord:
         settings, full = self._gradient, self.settings.form == "full"
+        taught = job.begin.teacher is not None and len(job.work.train) <= MOST_PAIRS
         return GradientRecord(
             trainer=self._trainer,
             layers=tuple(range(self._depth)) if full else settings.adapted(self._depth),
@@ -260,6 +289,7 @@ class Run:
             epochs=settings.epochs,
             batch_size=settings.batch_size,
             label_smoothing=settings.label_smoothing,
+            distillation=settings.distillation if taught else 0.0,
             loss=settings.loss,
             validation_pairs=len(job.work.validation),
             start_accuracy=result.start_accuracy,
@@ -269,13 +299,14 @@ class Run:
         )
 
     def _record(
-        self, given: Preferences, start: Start, gradient: GradientRecord | None
+        self, given: Preferences, begin: _Begin, gradient: GradientRecord | None
     ) -> TrainingRecord:
         return TrainingRecord(
             labels="human" if given.judge is None else "feedback",
             seed=self.settings.seed,
             pairs=len(given.training) - (gradient.validation_pairs if gradient else 0),
-            head=start.record,
+            head=begin.head.record,
+            teacher=begin.teacher.record if begin.teacher else None,
             gradient=gradient,
         )
 

@@ -43,6 +43,9 @@ class GradientSettings:
         loss: `soft` is the cross-entropy to the verdicts' probabilities, ties included; `margin`
             is TRL's: the better response has to lead by the verdict's log-odds.
         label_smoothing: How far probabilities are drawn to one half, in [0, 1).
+        distillation: How far probabilities are drawn to those of a probe on the frozen base that
+            was fitted on other prompts, in [0, 1]. It knows what labels of single pairs are too
+            noisy to tell. Sets of more than 4,096 pairs tell enough, and are learnt as they are.
         patience: Checks on the validation pairs without a better one, after which training ends.
     """
 
@@ -54,6 +57,7 @@ class GradientSettings:
     batch_size: int = 16
     loss: Loss = "soft"
     label_smoothing: float = 0.0
+    distillation: float = 0.5
     patience: int = 3
 
     def __post_init__(self) -> None:
@@ -66,6 +70,8 @@ class GradientSettings:
             raise OptionError(f"loss must be 'soft' or 'margin', got {self.loss!r}")
         if not 0 <= self.label_smoothing < 1:
             raise OptionError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if not 0 <= self.distillation <= 1:
+            raise OptionError(f"distillation must be in [0, 1], got {self.distillation}")
 
     @property
     def rate(self) -> float:

@@ -1,7 +1,7 @@
 """Where preference models begin: probes, and the score heads that further training starts from."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from morlaif_hub.hub.manifest import HeadRecord, ProbeRecord
@@ -9,6 +9,7 @@ from morlaif_hub.preference_models.features import Candidate, FrozenStates
 from morlaif_hub.preference_models.head import Fitted, fit_head
 from morlaif_hub.preference_models.preferences import LabelledPairs
 from morlaif_hub.preference_models.tokens import Array
+from morlaif_hub.statistics import pairwise_accuracy, sigmoid
 
 MOST_PAIRS = 4096
 """On which what a probe reads is chosen, and the start of further training is fitted. More change
@@ -43,10 +44,13 @@ class Start:
     Attributes:
         weight: Shape (width,).
         record: What it reads, and how good it was in cross-validation.
+        predicted: Probability that A is better, of each pair, by a head that was fitted on other
+            prompts, shape (pairs,); None where there is one prompt only.
     """
 
     weight: Array
     record: HeadRecord
+    predicted: Array | None
 
     @property
     def probe(self) -> ProbeRecord:
@@ -102,17 +106,46 @@ def fit_probes(
     return starts
 
 
-def fit_score_head(states: FrozenStates, pairs: LabelledPairs, depth: int, *, seed: int) -> Start:
+def fit_teacher(
+    states: FrozenStates, pairs: LabelledPairs, candidate: Candidate, *, seed: int
+) -> Start:
+    """Return a probe of pairs whose states were added, to learn from what it predicts.
+
+    Args:
+        states: With those of the candidate's layer.
+        pairs: To fit it on.
+        candidate: What it reads.
+        seed: Of the splits.
+
+    Source:
+        arXiv:1503.02531 (distillation); arXiv:2002.05715 (why learning from predictions of a model
+        of the same kind regularises).
+    """
+    fitted = fit_head(
+        [partial(states.pooled, pairs, candidate)], pairs.probabilities, pairs.prompts, seed=seed
+    )
+    return _start(fitted, candidate, len(pairs))
+
+
+def fit_score_head(
+    states: FrozenStates, pairs: LabelledPairs, targets: Array, *, depth: int, seed: int
+) -> Start:
     """Return the score head that a classifier starts from; its pairs' states were added.
 
     Args:
         states: With what the score head reads.
-        pairs: To fit it on.
+        pairs: To fit it on. Its accuracy is measured on their labels.
+        targets: The probabilities that it learns, shape (pairs,).
         depth: Layers of the base, for the record.
         seed: Of the splits.
     """
-    fitted = fit_head([partial(states.read, pairs)], pairs.probabilities, pairs.prompts, seed=seed)
-    return _start(fitted, Candidate(depth, "last"), len(pairs))
+    fitted = fit_head([partial(states.read, pairs)], targets, pairs.prompts, seed=seed)
+    start = _start(fitted, Candidate(depth, "last"), len(pairs))
+    decided = pairs.probabilities != 0.5
+    if fitted.margins is None or not decided.any():
+        return start
+    right = pairwise_accuracy(fitted.margins[decided], pairs.probabilities[decided])
+    return replace(start, record=replace(start.record, accuracy=float(right.mean())))
 
 
 def _start(fitted: Fitted, candidate: Candidate, pairs: int) -> Start:
@@ -123,4 +156,5 @@ def _start(fitted: Fitted, candidate: Candidate, pairs: int) -> Start:
         accuracy=fitted.accuracy,
         pairs=pairs,
     )
-    return Start(fitted.weight, record)
+    predicted = None if fitted.margins is None else sigmoid(fitted.margins)
+    return Start(fitted.weight, record, predicted)
