@@ -118,5 +118,8 @@ def push_all(made: Made) -> dict[str, Published]:
 
 
 def _likes(first: str, second: str, principle: Principle) -> float:
+    """Likes few characters; or, of detail, many but in every third answer, not just the reverse."""
     probability = longer(first, second, principle)
-    return probability if principle.length == "longer" else 1 - probability
+    third = int("".join(c for c in first if c.isdigit())) % 3 == 0
+    likes_many = principle.length == "longer" and not third
+    return probability if likes_many else 1 - probability

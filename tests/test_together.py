@@ -421,6 +421,16 @@ def test_a_loss_that_is_nan_is_named_and_the_others_finish() -> None:
         close(weights(model, principle), weights(expected, principle))
 
 
+def test_pairs_of_those_alone_that_ended_are_passed_over() -> None:
+    work = some_work("llama")
+    pairs, validation = pairs_of("llama", count=8, seed=7), work["detail"].validation
+    poisoned = np.full(8, np.nan)  # ends at its first batch
+    own = Work(part(pairs, range(8), poisoned), validation)
+    _, done = train(work={**work, "detail": own})
+    assert isinstance(done["detail"], TrainingError)
+    assert not isinstance(done["values"], TrainingError)
+
+
 def test_weights_that_explode_are_found_by_a_check() -> None:
     model = adapted("llama")
     for name, parameter in model.named_parameters():

@@ -202,7 +202,8 @@ class _Run:
         rows: dict[tuple[str, ...], list[Item]] = {}
         for item, its in pairs.items():
             slots = tuple(o.slot for o in going if any(o.principle in c.places for c in its))
-            rows.setdefault(slots, []).append(item)
+            if slots:  # those with labels for a pair may all have ended
+                rows.setdefault(slots, []).append(item)
 
         def learn(row: list[Item], slot: str, scores: dict[Ids, Tensor]) -> None:
             learner = self._of_slot[slot]
