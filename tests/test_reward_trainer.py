@@ -675,3 +675,40 @@ def answers() -> list[Comparison]:
             )
         )
     return made
+
+
+@pytest.mark.slow
+def test_the_command_trains_with_two_processes_and_one_of_them_speaks(
+    base: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": f"Say {i % 30}", "chosen": f"{word} !!", "rejected": f"{word} xy"}
+        for i, word in enumerate(random.Random(0).choices(["abcd", "hgfe", "cafe", "bead"], k=60))
+    ]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["train-pm", "toxicity", "--base", str(base), "--pairs", str(pairs), "--json"]
+    command += ["--labels", "human", "--dtype", "float32", "--workspace"]
+    printed = []
+    for way in (
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+        [sys.executable],
+    ):
+        workspace = tmp_path / str(len(way))
+        trainer = ["--trainer", "trl"]
+        done = subprocess.run(
+            [*way, "-m", "morlaif_hub", *command, str(workspace), *trainer],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        printed.append(json.loads(done.stdout)["principles"]["toxicity"])
+        assert done.stderr.count("hint: the licence") == 1
+        assert not (workspace / "training").exists()
+    two, one = (load_file(Path(p.pop("path"), "adapter_model.safetensors")) for p in printed)
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-4, rtol=1e-3)
+    assert printed[0]["kept"] == printed[1]["kept"]

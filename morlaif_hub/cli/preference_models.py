@@ -91,6 +91,14 @@ if TYPE_CHECKING:
     help="How far labels are drawn to one half.",
 )
 @click.option(
+    "--distillation",
+    type=click.FloatRange(min=0, max=1),
+    metavar="X",
+    default=0.5,
+    show_default=True,
+    help="How far labels of small sets are drawn to what a probe predicts; 0 trains none.",
+)
+@click.option(
     "--max-length",
     type=click.IntRange(min=8),
     metavar="N",
@@ -154,19 +162,22 @@ def train_pm(
     chosen = load_constitution(constitution)
     wanted = [chosen.get(name) for name in dict.fromkeys(principles)]
     workspace.check_writable()
+    from morlaif_hub.cli.voice import one_voice
     from morlaif_hub.models.language_model import model_folder
     from morlaif_hub.preference_models.settings import GradientSettings, TrainSettings
     from morlaif_hub.preference_models.train import train_preference_models
+    from morlaif_hub.scoring.processes import Processes
 
     of_all = {name: training.pop(name) for name in ("form", "trainer", "max_length", "dtype")}
     settings = TrainSettings(gradient=GradientSettings(**training), seed=seed, **of_all)
-    preferences = _preferences(wanted, workspace, pairs=pairs, seed=seed)
-    if license is None and pairs is not None:
-        license = "other"
-        hint("the licence is written down as 'other'; --license names that of the pairs")
-    if license is not None:
-        preferences = [replace(given, license=license) for given in preferences]
-    with Progress() as progress:
+    processes = Processes()
+    with one_voice(processes), Progress() as progress:
+        preferences = _preferences(wanted, workspace, pairs=pairs, seed=seed)
+        if license is None and pairs is not None:
+            license = "other"
+            hint("the licence is written down as 'other'; --license names that of the pairs")
+        if license is not None:
+            preferences = [replace(given, license=license) for given in preferences]
         manifests = train_preference_models(
             preferences,
             base=model_folder(base),
@@ -175,6 +186,8 @@ def train_pm(
             checkpoints=workspace.training,
             progress=progress.reach,
         )
+        if not processes.main:
+            raise click.exceptions.Exit(0)
     return _models_report(manifests, workspace)
 
 

@@ -1,8 +1,6 @@
 """Pairs that a command scores: by all processes of a run, of which one speaks."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +12,7 @@ from morlaif_hub.cli.command import Report, hint
 from morlaif_hub.cli.pairs import PairStream
 from morlaif_hub.cli.progress import Progress
 from morlaif_hub.cli.tables import Cell, table, wrapped
-from morlaif_hub.errors import MorlaifHubError
+from morlaif_hub.cli.voice import one_voice
 from morlaif_hub.evaluation.wording import bounds
 from morlaif_hub.scoring.pairs import ScoredPairs, score_pairs
 from morlaif_hub.scoring.parts import PARTS, ScoresOf, scored_by
@@ -48,7 +46,7 @@ def pairs_report(workspace: Workspace, banks: Sequence[str], wanted: PairsWanted
         MorlaifHubError: As `score_pairs`; in the main process, whichever of them failed.
     """
     processes = Processes()
-    with _one_voice(processes):
+    with one_voice(processes):
         loaded = _load(workspace, banks, wanted, processes)
         scored = _score(loaded, workspace, wanted)
         cut = sum(processes.together(lambda: loaded.bank.texts_cut))
@@ -58,25 +56,6 @@ def pairs_report(workspace: Workspace, banks: Sequence[str], wanted: PairsWanted
         if before := scored.count - scored.new:
             hint(f"{before:,} of {scored.count:,} pairs had been scored before")
         return _report(loaded.bank, scored, cut)
-
-
-@contextmanager
-def _one_voice(processes: Processes) -> Iterator[None]:
-    """Let the main process alone speak, of errors in any of them too."""
-    try:
-        with ExitStack() as stack:
-            if not processes.main:
-                nowhere = stack.enter_context(Path(os.devnull).open("w"))
-                stack.enter_context(redirect_stdout(nowhere))
-                stack.enter_context(redirect_stderr(nowhere))
-            yield
-    except MorlaifHubError as error:
-        if processes.main:
-            raise
-        # Whoever launched us would end the main process at once if we failed, before it has told.
-        raise click.exceptions.Exit(0) from error
-    finally:
-        processes.close()
 
 
 class _Loaded(NamedTuple):
