@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import bank, grpo, probes, training
+from benchmarks import accuracy, bank, grpo, probes, training
 from benchmarks.adapters import (
     bank_engine,
     base_classifier,
@@ -264,3 +264,19 @@ def test_the_benchmark_of_training_runs() -> None:
     assert found["loss_difference"] < 1e-6
     assert found["goal"] is None
     assert found["counts"]["unique"] < found["counts"]["tokens"] < found["counts"]["padded"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_accuracy_runs() -> None:
+    options = ["--tiny", "--seeds", "2", "--forms", "probe", "--forms", "quarter"]
+    result = CliRunner().invoke(accuracy.main, [*options, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["results"]
+    assert [(one["form"], one["seed"]) for one in found] == [
+        ("probe", 0),
+        ("probe", 1),
+        ("quarter", 0),
+        ("quarter", 1),
+    ]
+    assert all(one["interval"][0] <= one["accuracy"] <= one["interval"][1] for one in found)
+    assert [one["kept"] is None for one in found] == [True, True, False, False]

@@ -13,7 +13,7 @@ import torch
 from morlaif_hub.errors import ModelNotFoundError, OptionError
 from morlaif_hub.hub.manifest import InputFormat
 from morlaif_hub.models import embedded
-from morlaif_hub.models.formats import common_prefix, encode_pair, prompt_text
+from morlaif_hub.models.formats import Encoder, Text, common_prefix, encode_pair, prompt_text
 from morlaif_hub.models.generation import SamplingSettings, sample_responses
 from morlaif_hub.models.language_model import LanguageModel, model_folder
 from morlaif_hub.models.likelihood import (
@@ -160,7 +160,7 @@ def test_a_response_keeps_the_tokens_that_were_sampled(language_model: LanguageM
     tokenizer, asked = (
         language_model.tokenizer,
         SamplingSettings(
-            responses=12, max_new_tokens=40, temperature=2.0, top_p=1.0, distinct=False
+            responses=64, max_new_tokens=40, temperature=2.0, top_p=1.0, distinct=False
         ),
     )
     (responses,) = sample_responses(language_model, [PROMPT], asked)
@@ -229,6 +229,40 @@ def test_text_format_joins_strings_as_they_are_and_cuts_on_the_left() -> None:
     assert ids[-1] == tokenizer.eos_token_id
     short = InputFormat(kind="text", append_eos=False, max_length=8)
     assert tokenizer.decode(encode_pair(tokenizer, "x" * 50, "the end", short)).endswith("the end")
+
+
+def response_of(text: Text) -> str:
+    decoded: str = tiny_tokenizer().decode(text.ids[text.start :])
+    return decoded
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "What is it?"])
+def test_a_response_starts_where_a_policy_goes_on(prompt: Any) -> None:
+    encoder = Encoder(tiny_tokenizer(), CHAT)
+    assert response_of(encoder.text(prompt, "A tree.")) == "A tree.<|im_end|>\n"
+    assert response_of(encoder.text(prompt, "")) == "<|im_end|>\n"
+    left_open = Encoder(tiny_tokenizer(), replace(CHAT, append_eos=False))
+    assert response_of(left_open.text(prompt, "A tree.")) == "A tree."
+    assert response_of(left_open.text(prompt, "")) == "\n"  # at least the last token
+    plain = Encoder(tiny_tokenizer(), InputFormat(kind="text", append_eos=True, max_length=64))
+    assert response_of(plain.text("ab", "cd")) == "cd<|im_end|>"
+    assert response_of(plain.text(PROMPT, "A tree.")) == "A tree.<|im_end|>\n"
+
+
+def test_a_token_across_the_seam_is_the_responses() -> None:
+    plain = Encoder(tiny_tokenizer(), InputFormat(kind="text", append_eos=False, max_length=64))
+    assert response_of(plain.text("It is th", "e sea")) == " the sea"
+    assert response_of(plain.text("", "sea")) == "sea"
+    assert plain.text("", "") == Text((), 0)
+
+
+@pytest.mark.parametrize("length", range(1, 40))
+def test_a_text_is_cut_with_its_start(length: int) -> None:
+    encoder = Encoder(tiny_tokenizer(), replace(CHAT, max_length=length))
+    text, whole = encoder.text(PROMPT, "A tree."), encoder.whole(PROMPT, "A tree.")
+    assert text.ids == encoder.ids(PROMPT, "A tree.") == whole.ids[-length:]
+    assert "A tree.<|im_end|>\n".endswith(response_of(text))
+    assert len(text.ids) - text.start == min(len(whole.ids) - whole.start, length)
 
 
 def test_without_a_chat_template_prompts_are_plain_text() -> None:

@@ -285,12 +285,12 @@ def test_a_step_costs_one_pass_of_the_bank(
 @contextmanager
 def standing_in(policy: LanguageModel, reference: LanguageModel) -> Iterator[None]:
     """Let the policy's model answer as the reference."""
-    forward = policy.model.forward
-    policy.model.forward = reference.model.forward
+    own = policy.model.__dict__
+    policy.model.__dict__ = reference.model.__dict__
     try:
         yield
     finally:
-        policy.model.forward = forward
+        policy.model.__dict__ = own
 
 
 @torch.no_grad()

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import StoppingCriteriaList, StopStringCriteria
 
 from morlaif_hub.comparisons import Message
 from morlaif_hub.errors import OptionError
+from morlaif_hub.models.decoding import decode
 from morlaif_hub.models.formats import encode, prompt_text
 from morlaif_hub.models.language_model import LanguageModel
 
@@ -140,7 +142,8 @@ def _sample(
             "top_k": 0,
         }
     if settings.stop:
-        sampling |= {"stop_strings": list(settings.stop), "tokenizer": tokenizer}
+        stop = StopStringCriteria(tokenizer, list(settings.stop))
+        sampling["stopping_criteria"] = StoppingCriteriaList([stop])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         output = model.generate(
@@ -148,6 +151,7 @@ def _sample(
             attention_mask=mask.to(model.device),
             max_new_tokens=settings.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
+            custom_generate=decode,
             **sampling,
         )
     ends = _end_tokens(language_model)

@@ -1,10 +1,12 @@
 """Log-probabilities under a language model, with what texts share computed once.
 
-Texts come as branches: a prefix and its continuations. A batch of prefixes is run once, its
-key/value cache is copied to the rows of the continuations, and those are run on top of it. The
-results equal those of whole texts run one by one, up to rounding.
+Texts come as branches: a prefix and its continuations. Where prefixes begin alike, that beginning
+is run once, then what follows it in each prefix, then the continuations: each time the key/value
+cache of what comes before is copied to the rows that go on from it. The results equal those of
+whole texts run one by one, up to rounding.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from morlaif_hub.models.formats import common_prefix
 from morlaif_hub.models.language_model import LanguageModel
 
 Progress = Callable[[int], None]
 BATCH_TOKENS = 4096
-LOGIT_ROWS = 512  # rows of vocabulary-sized logits held at once
+ROW_TOKENS = 1024  # of continuations of similar length that are run together
+LOGIT_ROWS = 128  # rows of vocabulary-sized logits held at once: few enough to stay in caches
 
 
 class Branches(NamedTuple):
@@ -42,17 +46,12 @@ def continuation_log_probabilities(
         For each of the branches, for each continuation, an array of its length, in nats, <= 0.
     """
     results: list[list[NDArray[np.float64]]] = [[] for _ in branches]
-    for batch in _batches(branches):
+    for batch in in_batches(branches):
         chosen = [branches[i] for i in batch]
-        states, lengths = _states(language_model, chosen)
-        targets = [torch.tensor(c) for b in chosen for c in b.continuations]
-        flat = torch.cat(
-            [
-                _gather(language_model, row[:n], ids)
-                for row, n, ids in zip(states, lengths, targets, strict=True)
-            ]
-        )
-        rows = iter(torch.split(flat, lengths))
+        targets = [c for b in chosen for c in b.continuations]
+        states = predicting_states(language_model, chosen)
+        flat = _gather(language_model, states, torch.tensor([i for c in targets for i in c]))
+        rows = iter(torch.split(flat, [len(c) for c in targets]))
         for i in batch:
             results[i] = [next(rows).numpy() for _ in branches[i].continuations]
         if progress:
@@ -74,11 +73,11 @@ def next_token_log_probabilities(
     """
     results: list[NDArray[np.float64]] = [np.empty(0)] * len(branches)
     wanted = torch.tensor(list(token_ids))
-    for batch in _batches(branches):
+    for batch in in_batches(branches):
         chosen = [branches[i] for i in batch]
-        states, lengths = _states(language_model, chosen)
-        last = torch.stack([row[n] for row, n in zip(states, lengths, strict=True)])
-        picked = _log_probabilities(language_model, last)[:, wanted].numpy()
+        last = torch.stack([row[-1] for row in _states(language_model, chosen)])
+        parts = [log_probabilities(language_model, rows) for rows in last.split(LOGIT_ROWS)]
+        picked = torch.cat([part[:, wanted] for part in parts]).double().cpu().numpy()
         counts = np.cumsum([len(b.continuations) for b in chosen])[:-1]
         for i, rows in zip(batch, np.split(picked, counts), strict=True):
             results[i] = rows
@@ -87,85 +86,177 @@ def next_token_log_probabilities(
     return results
 
 
-def _batches(branches: Sequence[Branches]) -> Iterator[list[int]]:
-    """Group branches of similar length so that a padded batch stays within the token budget."""
+def in_batches(branches: Sequence[Branches]) -> Iterator[list[int]]:
+    """Yield the indices of branches that are run together, of similar length where possible.
 
-    def longest(i: int) -> int:
-        return len(branches[i].prefix) + max(len(c) for c in branches[i].continuations)
-
+    Branches whose prefixes begin alike are next to each other, and a padded batch stays within
+    the token budget if it has more than one.
+    """
+    sizes = [len(b.prefix) + max(map(len, b.continuations)) for b in branches]
+    families = [
+        sorted(family, key=lambda i: sizes[i], reverse=True)
+        for family in _families([b.prefix for b in branches])
+    ]
     batch: list[int] = []
-    rows = 0
-    for i in sorted(range(len(branches)), key=longest, reverse=True):
-        more = len(branches[i].continuations)
-        if batch and (rows + more) * longest(batch[0]) > BATCH_TOKENS:
-            yield batch
-            batch, rows = [], 0
-        batch.append(i)
-        rows += more
+    rows = longest = 0
+    for family in sorted(families, key=lambda family: sizes[family[0]], reverse=True):
+        for i in family:
+            more = len(branches[i].continuations)
+            if batch and (rows + more) * max(longest, sizes[i]) > BATCH_TOKENS:
+                yield batch
+                batch, rows, longest = [], 0, 0
+            batch.append(i)
+            rows, longest = rows + more, max(longest, sizes[i])
     if batch:
         yield batch
 
 
-@torch.inference_mode()
-def _states(
-    language_model: LanguageModel, branches: Sequence[Branches]
-) -> tuple[Tensor, list[int]]:
-    """Return final states and lengths of all continuations of a batch of branches.
+def _families(prefixes: Sequence[list[int]]) -> list[list[int]]:
+    """Group the indices of prefixes that share at least half of their first one."""
+    families: list[list[int]] = []
+    for i in sorted(range(len(prefixes)), key=lambda i: prefixes[i]):
+        if families:
+            first = prefixes[families[-1][0]]
+            if 2 * common_prefix([first, prefixes[i]]) >= len(first):
+                families[-1].append(i)
+                continue
+        families.append([i])
+    return families
 
-    States have shape (rows, 1 + longest continuation, width): row r, position 0 is the last token
-    of its prefix, so position j predicts the continuation's token j.
+
+def predicting_states(language_model: LanguageModel, branches: Sequence[Branches]) -> Tensor:
+    """Return the final states that predict the tokens of all continuations, one after the other.
+
+    Args:
+        language_model: The model.
+        branches: One of `in_batches`.
+
+    Returns:
+        Shape (tokens of all continuations, width).
     """
-    backbone = language_model.model.base_model
-    prefixes = [torch.tensor(b.prefix) for b in branches]
-    counts = torch.tensor([len(b.continuations) for b in branches])
-    owner = torch.repeat_interleave(torch.arange(len(branches)), counts)
-    continuations = [torch.tensor(c) for b in branches for c in b.continuations]
-    prefix_ids, prefix_mask = _padded(prefixes)
-    prefix_lengths = prefix_mask.sum(1)
-    first = backbone(
-        input_ids=prefix_ids,
-        attention_mask=prefix_mask,
-        position_ids=_positions(prefix_ids),
-        use_cache=True,
-    )
-    before = first.last_hidden_state[torch.arange(len(branches)), prefix_lengths - 1]
-    cache: Any = first.past_key_values
-    cache.batch_select_indices(owner)
-    ids, mask = _padded(continuations)
-    second = backbone(
+    return torch.cat([row[:-1] for row in _states(language_model, branches)])
+
+
+class _Run(NamedTuple):
+    """What a model made of rows of tokens.
+
+    Attributes:
+        states: Final ones, shape (rows, longest row's new tokens, width).
+        cache: Keys and values of all tokens so far.
+        mask: Which of these tokens are none of padding, shape (rows, tokens so far).
+        new: How many tokens each row got last, shape (rows,).
+    """
+
+    states: Tensor
+    cache: Any
+    mask: Tensor
+    new: Tensor
+
+    def last(self) -> Tensor:
+        """Return the final state of each row, shape (rows, width)."""
+        return self.states[torch.arange(len(self.new), device=self.new.device), self.new - 1]
+
+
+@torch.inference_mode()
+def _states(language_model: LanguageModel, branches: Sequence[Branches]) -> list[Tensor]:
+    """Return the final states of every continuation, shape (1 + its length, width).
+
+    The first one is that of the prefix's last token.
+    """
+    device = language_model.model.device
+    prefixes = _prefixes(language_model, [b.prefix for b in branches])
+    continuations = [c for b in branches for c in b.continuations]
+    owner = torch.tensor([i for i, b in enumerate(branches) for _ in b.continuations])
+    before = prefixes.last()
+    results: list[Tensor] = [before] * len(continuations)
+    for rows in _similar(continuations):
+        owners = owner[rows].to(device)
+        run = _run(language_model, [continuations[r] for r in rows], prefixes, owners)
+        for r, states in zip(rows, run.states, strict=True):
+            own = states[: len(continuations[r])]
+            results[r] = torch.cat([before[owner[r], None], own])
+    return results
+
+
+def _prefixes(language_model: LanguageModel, prefixes: Sequence[list[int]]) -> _Run:
+    """Run prefixes, those that begin alike from where they part."""
+    families = _families(prefixes)
+    if len(families) == len(prefixes):
+        return _run(language_model, prefixes)
+    shared = [common_prefix([prefixes[i] for i in family]) for family in families]
+    if not all(shared):  # a prefix of one token has no beginning of its own
+        return _run(language_model, prefixes)
+    stems = [prefixes[family[0]][:n] for family, n in zip(families, shared, strict=True)]
+    of = {i: f for f, family in enumerate(families) for i in family}
+    rests = [prefix[shared[of[i]] :] for i, prefix in enumerate(prefixes)]
+    owner = torch.tensor([of[i] for i in range(len(prefixes))], device=language_model.model.device)
+    return _run(language_model, rests, _run(language_model, stems), owner)
+
+
+def _similar(rows: Sequence[list[int]]) -> Iterator[list[int]]:
+    """Yield the indices of rows to run together: of similar length, so that few are padded."""
+    portion: list[int] = []
+    for r in sorted(range(len(rows)), key=lambda r: len(rows[r]), reverse=True):
+        if portion and (len(portion) + 1) * len(rows[portion[0]]) > ROW_TOKENS:
+            yield portion
+            portion = []
+        portion.append(r)
+    if portion:
+        yield portion
+
+
+def _run(
+    language_model: LanguageModel,
+    rows: Sequence[list[int]],
+    before: _Run | None = None,
+    owner: Tensor | None = None,
+) -> _Run:
+    """Run rows of tokens, each on top of the row of `before` that `owner` names."""
+    device = language_model.model.device
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
+    new = torch.tensor([len(row) for row in rows], device=device)
+    places = torch.arange(ids.shape[1], device=device).expand_as(ids)
+    mask = (places < new[:, None]).long()
+    cache = None
+    if before is not None and owner is not None:
+        earlier = before.mask[owner]
+        places = places + earlier.sum(1, keepdim=True)
+        mask = torch.cat([earlier, mask], 1)
+        cache = copy.copy(before.cache)
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        cache.batch_select_indices(owner)
+    outputs = language_model.model.base_model(
         input_ids=ids,
-        attention_mask=torch.cat([prefix_mask[owner], mask], 1),
-        position_ids=prefix_lengths[owner, None] + _positions(ids),
+        attention_mask=mask,
+        position_ids=places,
         past_key_values=cache,
         use_cache=True,
     )
-    states = torch.cat([before[owner, None], second.last_hidden_state], 1)
-    return states, [len(c) for c in continuations]
-
-
-def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    ids = pad_sequence(list(rows), batch_first=True)
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return ids, mask
-
-
-def _positions(ids: Tensor) -> Tensor:
-    return torch.arange(ids.shape[1]).expand_as(ids)
+    return _Run(outputs.last_hidden_state, outputs.past_key_values, mask, new)
 
 
 @torch.inference_mode()
 def _gather(language_model: LanguageModel, states: Tensor, ids: Tensor) -> Tensor:
     parts = [
-        _log_probabilities(language_model, rows).gather(1, targets[:, None])[:, 0]
+        log_probabilities(language_model, rows).gather(1, targets[:, None].to(rows.device))[:, 0]
         for rows, targets in zip(states.split(LOGIT_ROWS), ids.split(LOGIT_ROWS), strict=True)
     ]
-    return torch.cat(parts)
+    return torch.cat(parts).double().cpu()
 
 
-@torch.inference_mode()
-def _log_probabilities(language_model: LanguageModel, states: Tensor) -> Tensor:
+@torch.no_grad()
+def log_probabilities(language_model: LanguageModel, states: Tensor) -> Tensor:
+    """Return the log-probabilities of all tokens after final states, float32.
+
+    Args:
+        language_model: The model.
+        states: As its backbone returns them, shape (rows, width).
+
+    Returns:
+        In nats, shape (rows, vocabulary).
+    """
     logits = language_model.model.get_output_embeddings()(states).float()
     cap = getattr(language_model.model.config, "final_logit_softcapping", None)
     if cap:  # Gemma 2: arXiv:2408.00118, section 2
         logits = cap * torch.tanh(logits / cap)
-    return torch.log_softmax(logits, dim=-1).double()
+    return torch.log_softmax(logits, dim=-1)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from morlaif_hub.comparisons import Message
 from morlaif_hub.errors import OptionError
@@ -17,12 +16,18 @@ from morlaif_hub.hub.manifest import PolicyCheckpoint
 from morlaif_hub.models.formats import encode, prompt_text
 from morlaif_hub.models.generation import SamplingSettings, sample_responses
 from morlaif_hub.models.language_model import LanguageModel
+from morlaif_hub.models.likelihood import (
+    LOGIT_ROWS,
+    Branches,
+    in_batches,
+    log_probabilities,
+    predicting_states,
+)
 from morlaif_hub.rewards import Scorer
 from morlaif_hub.statistics import Interval, bootstrap_interval
 
 Array = NDArray[np.float64]
 Combine = Callable[[Tensor], Tensor]
-ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -136,34 +141,24 @@ def mean_kl(
             whether to stop is one of the policy's choices.
         reference: A context in which the policy's model is the reference.
     """
-    total = tokens = 0.0
-    for start in range(0, len(pairs), ROWS):
-        ids, mask, predicts = _batch(policy, pairs[start : start + ROWS])
-        current = _log_probabilities(policy.model, ids, mask, predicts)
-        with reference():
-            before = _log_probabilities(policy.model, ids, mask, predicts)
-        total += float((current.exp() * (current - before)).sum())
-        tokens += len(current)
-    return total / tokens if tokens else 0.0
-
-
-def _log_probabilities(model: Any, ids: Tensor, mask: Tensor, predicts: Tensor) -> Tensor:
-    logits = model(input_ids=ids, attention_mask=mask).logits[predicts]
-    return torch.log_softmax(logits.float(), dim=-1)
-
-
-def _batch(
-    policy: LanguageModel, pairs: Sequence[tuple[Sequence[Message], Sequence[int]]]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids, mask and which positions predict a token of a response."""
-    rows, predicts = [], []
+    by_prompt: dict[str, Branches] = {}
     for prompt, response in pairs:
-        asked = encode(policy.tokenizer, prompt_text(policy.tokenizer, prompt))
-        row = torch.tensor([*asked, *response])
-        places = torch.arange(len(row))
-        rows.append(row)
-        predicts.append((places >= len(asked) - 1) & (places < len(row) - 1))
-    device = policy.model.device
-    ids = pad_sequence(rows, batch_first=True).to(device)
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
-    return ids, mask, pad_sequence(predicts, batch_first=True).to(device)
+        text = prompt_text(policy.tokenizer, prompt)
+        if text not in by_prompt:
+            by_prompt[text] = Branches(encode(policy.tokenizer, text), [])
+        if response:
+            by_prompt[text].continuations.append(list(response))
+    branches = [b for b in by_prompt.values() if b.continuations]
+    total = tokens = 0.0
+    for batch in in_batches(branches):
+        chosen = [branches[i] for i in batch]
+        now = predicting_states(policy, chosen)
+        with reference():
+            then = predicting_states(policy, chosen)
+        for states, other in zip(now.split(LOGIT_ROWS), then.split(LOGIT_ROWS), strict=True):
+            current = log_probabilities(policy, states)
+            with reference():
+                before = log_probabilities(policy, other)
+            total += float((current.exp() * (current - before)).sum())
+        tokens += len(now)
+    return total / tokens if tokens else 0.0

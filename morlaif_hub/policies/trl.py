@@ -10,6 +10,7 @@ Source:
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,14 +38,18 @@ from morlaif_hub.hub.manifest import (
     WeightRecord,
     read_manifest,
 )
+from morlaif_hub.models.decoding import decode
 from morlaif_hub.models.generation import SamplingSettings
 from morlaif_hub.models.language_model import LanguageModel, ModelFolder, load_tokenizer
 from morlaif_hub.policies.measure import HeldOut, measure
+from morlaif_hub.policies.shared_prompts import share_prompts
 from morlaif_hub.rewards import bind_scalarizer, reward_function, reward_functions
 
 Progress = Callable[[int], None]
 Algorithm = Literal["grpo"]
 Prompts = Sequence[Sequence[Message]]
+TOKENS_AT_ONCE = 4096
+"""Of completions, whose activations are kept for one backward pass."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,9 @@ def train_policy(
         torch.manual_seed(settings.seed)
         with without_telemetry():
             trainer = _trainer(base, reward, prompts, settings, Path(scratch))
+        share_prompts(trainer.model.get_base_model())
+        # TRL offers no way to choose how `generate` decodes.
+        trainer.model.generate = partial(trainer.model.generate, custom_generate=decode)
         policy = LanguageModel(
             trainer.model.get_base_model(), trainer.processing_class, base.base, base.name
         )
@@ -264,6 +272,9 @@ def _trainer(
 ) -> GRPOTrainer:
     linear = reward.scalarizer == "linear"
     weights = reward.named_weights
+    tokens = settings.prompts_per_step * settings.completions * settings.max_new_tokens
+    # A step's gradient is that of all its completions, at once or one prompt after the other.
+    together = settings.prompts_per_step if tokens <= TOKENS_AT_ONCE else 1
     functions = (
         reward_functions(reward.bank)
         if linear
@@ -275,8 +286,8 @@ def _trainer(
         args=GRPOConfig(
             str(scratch),
             max_steps=settings.max_steps,
-            per_device_train_batch_size=settings.completions,
-            gradient_accumulation_steps=settings.prompts_per_step,
+            per_device_train_batch_size=settings.completions * together,
+            gradient_accumulation_steps=settings.prompts_per_step // together,
             num_generations=settings.completions,
             max_completion_length=settings.max_new_tokens,
             temperature=settings.temperature,
