@@ -64,6 +64,7 @@ LETTER_JUDGE = "local:embedded"
 REPORT = "quickstart"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 EXAMPLES = 4
+SAMPLED_AT_ONCE = 128  # the embedded model is small: this many rows take some 400 MB
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ class _Quickstart:
                     responses=responses,
                     max_new_tokens=settings.max_new_tokens,
                     seed=settings.seed,
+                    batch_size=SAMPLED_AT_ONCE,
                 ),
                 all_pairs=True,
                 instructions=INSTRUCTIONS,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from morlaif_hub.errors import ModelNotFoundError, OptionError
 from morlaif_hub.hub.manifest import InputFormat
@@ -76,6 +77,48 @@ def _naive(model: Any, prefix: list[int], continuation: list[int]) -> np.ndarray
 def test_likelihoods_on_a_shared_prefix_equal_whole_texts(language_model: LanguageModel) -> None:
     branches = _branches(7)
     found = continuation_log_probabilities(language_model, branches)
+    for branch, rows in zip(branches, found, strict=True):
+        for continuation, row in zip(branch.continuations, rows, strict=True):
+            expected = _naive(language_model.model, branch.prefix, continuation)
+            np.testing.assert_allclose(row, expected, atol=1e-4)
+
+
+def windowed(tokenizer: Any) -> Any:
+    """Return a random model whose attention sees eight tokens at most."""
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=8,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MistralForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("window", [False, True])
+def test_prefixes_that_begin_alike_are_run_from_where_they_part(
+    language_model: LanguageModel, window: bool
+) -> None:
+    if window:
+        language_model = replace(language_model, model=windowed(language_model.tokenizer))
+    beginnings = [b.prefix * 3 for b in _branches(3)]
+    branches = [
+        branch._replace(prefix=beginnings[i % 3] + branch.prefix[: i // 3 + 1])
+        for i, branch in enumerate(_branches(9))
+    ]
+    run: list[int] = []
+    hook = language_model.model.base_model.register_forward_hook(
+        lambda _module, _args, kwargs, _output: run.append(kwargs["input_ids"].shape[0]),
+        with_kwargs=True,
+    )
+    found = continuation_log_probabilities(language_model, branches)
+    hook.remove()
+    assert run[:2] == [3, 9]
     for branch, rows in zip(branches, found, strict=True):
         for continuation, row in zip(branch.continuations, rows, strict=True):
             expected = _naive(language_model.model, branch.prefix, continuation)

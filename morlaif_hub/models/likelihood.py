@@ -21,7 +21,7 @@ from morlaif_hub.models.language_model import LanguageModel
 
 Progress = Callable[[int], None]
 BATCH_TOKENS = 4096
-ROW_TOKENS = 1024  # of continuations of similar length that are run together
+ROW_TOKENS = 2048  # of continuations of similar length that are run together
 LOGIT_ROWS = 128  # rows of vocabulary-sized logits held at once: few enough to stay in caches
 
 

@@ -184,7 +184,7 @@ def train_policy(
             trainer.model.get_base_model(), trainer.processing_class, base.base, base.name
         )
 
-        def look() -> HeldOut:
+        def look(step: int) -> HeldOut:
             trainer.model.eval()
             return measure(
                 policy,
@@ -192,7 +192,8 @@ def train_policy(
                 bank=reward.bank,
                 combine=combine,
                 sampling=settings.sampling,
-                reference=trainer.model.disable_adapter,
+                # A LoRA that was not trained yet changes nothing.
+                reference=trainer.model.disable_adapter if step else None,
             )
 
         watch = _Watch(trainer.model, look, settings, progress)
@@ -217,7 +218,7 @@ class _Watch(TrainerCallback):
     def __init__(
         self,
         model: Any,
-        look: Callable[[], HeldOut],
+        look: Callable[[int], HeldOut],
         settings: PolicySettings,
         progress: Progress | None,
     ) -> None:
@@ -247,7 +248,7 @@ class _Watch(TrainerCallback):
 
     def _check(self, step: int) -> None:
         weights = {k: v.clone() for k, v in get_peft_model_state_dict(self._model).items()}
-        self.checks.append(_Check(step, self._look(), weights))
+        self.checks.append(_Check(step, self._look(step), weights))
         self._model.train()
 
 

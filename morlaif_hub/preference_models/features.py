@@ -31,12 +31,15 @@ def probe_candidates(depth: int) -> list[Candidate]:
     """Return what is worth trying as a probe on a base with so many layers.
 
     Of a deep base those around the middle: on real pairs they told as much as any, and a probe
-    needs no layer above its own. Of a base with few layers all in its upper half.
+    needs no layer above its own. Of a base with few layers all in its upper half. The likeliest
+    comes first.
     """
+    first = middle(depth)
     layers = sorted({math.ceil(share * depth) for share in SHARES})
     if depth <= FEW_LAYERS:
         layers = list(range(max(1, depth // 2), depth + 1))
-    return [Candidate(layer, pooling) for layer in layers for pooling in POOLINGS]
+    every = [Candidate(layer, pooling) for layer in layers for pooling in POOLINGS]
+    return [first, *(candidate for candidate in every if candidate != first)]
 
 
 def middle(depth: int) -> Candidate:

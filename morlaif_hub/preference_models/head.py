@@ -5,6 +5,8 @@ points it the right way, and often is all that the data can tell. What it reads 
 held back are chosen by cross-validation over whole prompts.
 
 Source:
+    The rule of one standard error: T. Hastie, R. Tibshirani and J. Friedman, "The elements of
+    statistical learning" (2009), section 7.10.
     arXiv:2202.10054 (linear probing, then fine-tuning); arXiv:1610.01644 (linear probes).
 """
 
@@ -66,11 +68,13 @@ def fit_head(
     """Return the head that predicts best which response is better.
 
     Each feature is measured in its own standard deviations, since a few of a language model's
-    states are a thousand times as large as the others. The penalty and the candidate are those with
-    the least cross-validated cross-entropy, which tells more from few pairs than accuracy does.
+    states are a thousand times as large as the others. The penalty is that with the least
+    cross-validated cross-entropy, which tells more from few pairs than accuracy does. A candidate
+    takes the place of an earlier one only if its cross-entropy is less by more than one standard
+    error: else the best of many is the luckiest.
 
     Args:
-        candidates: What a head could read, each computed when it is its turn.
+        candidates: What a head could read, the likeliest first, each computed when it is its turn.
         probabilities: Probability that A is better, one half for a tie, shape (pairs,).
         groups: The prompt of each pair; pairs of one prompt stay on one side of a split.
         seed: Of the split.
@@ -80,13 +84,26 @@ def fit_head(
     best: Fitted | None = None
     for choice, states in enumerate(candidates):
         fitted = _fit(_Scaled.of(states()), probabilities, folds, choice)
-        if best is None or (fitted.loss is not None and fitted.loss < (best.loss or 0.0)):
+        if best is None or _is_better(fitted, best, probabilities):
             best = fitted
         if progress:
             progress()
     if best is None:
         raise AssertionError("there is nothing that a head could read")
     return best
+
+
+def _is_better(one: Fitted, other: Fitted, probabilities: Array) -> bool:
+    if one.margins is None or other.margins is None:
+        return False
+    gains = _losses(other.margins, probabilities) - _losses(one.margins, probabilities)
+    error = gains.std() / np.sqrt(len(gains))
+    return bool(gains.mean() > error)
+
+
+def _losses(margins: Array, probabilities: Array) -> Array:
+    losses: Array = np.logaddexp(0.0, margins) - probabilities * margins
+    return losses
 
 
 class _Scaled(NamedTuple):
@@ -122,7 +139,7 @@ def _fit(scaled: _Scaled, probabilities: Array, folds: NDArray[np.intp], choice:
     l2, loss, accuracy, margins = PENALTIES[0], None, None, None
     if len(np.unique(folds)) > 1:
         found = _held_out_margins(scaled.x, probabilities, folds)
-        losses = [float(np.mean(np.logaddexp(0.0, m) - probabilities * m)) for m in found]
+        losses = [float(_losses(m, probabilities).mean()) for m in found]
         at = int(np.argmin(losses))  # of equally good ones the strongest
         l2, loss, margins = PENALTIES[at], losses[at], found[at]
         decided = probabilities != 0.5
