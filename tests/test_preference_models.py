@@ -500,3 +500,48 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(
         train_preference_models(
             [preferences], base=base, folders=[tmp_path / "pm"], settings=broken
         )
+
+
+def test_a_run_that_dies_when_it_measures_does_not_train_again(
+    base: ModelFolder, preferences: Preferences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does another run in the same place take its state away."""
+    kept = tmp_path / "training"
+
+    def run(name: str, settings: TrainSettings, steps: list[int] | None = None) -> None:
+        train_preference_models(
+            [preferences],
+            base=base,
+            folders=[tmp_path / name],
+            settings=settings,
+            checkpoints=kept,
+            progress=lambda stage, done, _total: (
+                steps.append(done) if steps is not None and "train" in stage else None
+            ),
+        )
+
+    def die(*_given: Any, **_named: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr("morlaif_hub.preference_models.train.score_made", die)
+        with pytest.raises(KeyboardInterrupt):
+            run("first", SETTINGS)
+    run("second", replace(SETTINGS, seed=5))
+    assert len(list(kept.iterdir())) == 1
+    steps: list[int] = []
+    run("first", SETTINGS, steps)
+    assert len(steps) == 1  # all of them at once: they were done
+    assert not kept.exists()
+    run("whole", SETTINGS)
+    whole, resumed = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "first")
+    )
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_options_that_do_not_go_together_or_never_end_are_refused() -> None:
+    with pytest.raises(OptionError, match="whole models are trained one after another"):
+        TrainSettings(form="full", trainer="together")
+    with pytest.raises(OptionError, match="epochs must be greater than 0 and finite, got inf"):
+        GradientSettings(epochs=float("inf"))

@@ -351,7 +351,9 @@ def test_a_killed_run_goes_on_to_the_same_result(
     assert found == expected
     assert identical(whole, resumed)
     assert {sum(steps) for steps in told.values()} == {total_steps(work, settings)} == {20}
-    assert not folder.exists()
+    again, same = train(settings=settings, work=work, checkpoint=folder)
+    assert same == expected  # a run that was killed after its last step is not done again
+    assert identical(whole, again)
     first = {steps[0] for steps in told.values()}
     if seconds == 0:
         assert min(first) >= after

@@ -235,7 +235,7 @@ class GradientRecord:
     """How weights were trained by gradient descent.
 
     Attributes:
-        trainer: `together` with other principles in one pass, or TRL's RewardTrainer.
+        trainer: `together` with the run's other principles in one pass, or TRL's RewardTrainer.
         layers: Indices, from 0, of those that were trained.
         rank: Of LoRA matrices; null for a full model, as is `alpha`.
         alpha: LoRA's scale is alpha / rank.
@@ -243,6 +243,7 @@ class GradientRecord:
         epochs: Passes over the training pairs that were asked for.
         batch_size: Pairs per step.
         label_smoothing: How far probabilities were drawn to one half.
+        distillation: How far they were drawn to those of the teacher.
         loss: `soft` for the cross-entropy to the verdicts' probabilities, `margin` for TRL's.
         validation_pairs: Of other prompts than the training pairs.
         start_accuracy: On the validation pairs before training; null where there were none.
@@ -275,7 +276,8 @@ class TrainingRecord:
     Attributes:
         labels: Verdicts of a judge, or people's choices.
         seed: Of splits, initial weights and the order of the pairs.
-        pairs: That were trained on, validation pairs apart.
+        pairs: That the weights learnt from: validation pairs among them if the start was kept, as
+            its head was then fitted again.
         head: Of a probe, or from which gradient descent started; null for none.
         teacher: The probe whose predictions the head was fitted to, null for none. It saw each pair
             of a cross-validation only when it was not fitted on it.

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
 
 from morlaif_hub.models.formats import common_prefix
 from morlaif_hub.models.language_model import LanguageModel
@@ -141,20 +142,16 @@ class _Run(NamedTuple):
     """What a model made of rows of tokens.
 
     Attributes:
-        states: Final ones, shape (rows, longest row's new tokens, width).
+        states: Final ones of the new tokens, shape (rows, tokens, width).
+        last: That of each row's last token, shape (rows, width).
         cache: Keys and values of all tokens so far.
         mask: Which of these tokens are none of padding, shape (rows, tokens so far).
-        new: How many tokens each row got last, shape (rows,).
     """
 
     states: Tensor
+    last: Tensor
     cache: Any
     mask: Tensor
-    new: Tensor
-
-    def last(self) -> Tensor:
-        """Return the final state of each row, shape (rows, width)."""
-        return self.states[torch.arange(len(self.new), device=self.new.device), self.new - 1]
 
 
 @torch.inference_mode()
@@ -167,21 +164,25 @@ def _states(language_model: LanguageModel, branches: Sequence[Branches]) -> list
     prefixes = _prefixes(language_model, [b.prefix for b in branches])
     continuations = [c for b in branches for c in b.continuations]
     owner = torch.tensor([i for i, b in enumerate(branches) for _ in b.continuations])
-    before = prefixes.last()
-    results: list[Tensor] = [before] * len(continuations)
+    results = [prefixes.last] * len(continuations)
     for rows in _similar(continuations):
         owners = owner[rows].to(device)
         run = _run(language_model, [continuations[r] for r in rows], prefixes, owners)
         for r, states in zip(rows, run.states, strict=True):
             own = states[: len(continuations[r])]
-            results[r] = torch.cat([before[owner[r], None], own])
+            results[r] = torch.cat([prefixes.last[owner[r], None], own])
     return results
 
 
 def _prefixes(language_model: LanguageModel, prefixes: Sequence[list[int]]) -> _Run:
-    """Run prefixes, those that begin alike from where they part."""
+    """Run prefixes, those that begin alike from where they part.
+
+    Not so under attention with a window, which is counted in places: what follows a beginning is
+    padded where it ends, and what comes then would be too far from it.
+    """
     families = _families(prefixes)
-    if len(families) == len(prefixes):
+    layers = DynamicCache(config=language_model.model.config).layers
+    if len(families) == len(prefixes) or any(getattr(its, "is_sliding", True) for its in layers):
         return _run(language_model, prefixes)
     shared = [common_prefix([prefixes[i] for i in family]) for family in families]
     if not all(shared):  # a prefix of one token has no beginning of its own
@@ -213,26 +214,29 @@ def _run(
 ) -> _Run:
     """Run rows of tokens, each on top of the row of `before` that `owner` names."""
     device = language_model.model.device
-    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
-    new = torch.tensor([len(row) for row in rows], device=device)
-    places = torch.arange(ids.shape[1], device=device).expand_as(ids)
-    mask = (places < new[:, None]).long()
-    cache = None
+    # Padding comes before the first tokens and after later ones, not in between.
+    side = "left" if before is None else "right"
+    tokens = [torch.tensor(row) for row in rows]
+    ids = pad_sequence(tokens, batch_first=True, padding_side=side).to(device)
+    new = [torch.ones_like(row) for row in tokens]
+    mask = pad_sequence(new, batch_first=True, padding_side=side).to(device)
+    last = mask.cumsum(1).argmax(1)
+    cache, whole = None, mask
     if before is not None and owner is not None:
-        earlier = before.mask[owner]
-        places = places + earlier.sum(1, keepdim=True)
-        mask = torch.cat([earlier, mask], 1)
+        whole = torch.cat([before.mask[owner], mask], 1)
         cache = copy.copy(before.cache)
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         cache.batch_select_indices(owner)
     outputs = language_model.model.base_model(
         input_ids=ids,
-        attention_mask=mask,
-        position_ids=places,
+        attention_mask=whole,
+        position_ids=(whole.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
         past_key_values=cache,
         use_cache=True,
     )
-    return _Run(outputs.last_hidden_state, outputs.past_key_values, mask, new)
+    states = outputs.last_hidden_state
+    at_last = states[torch.arange(len(rows), device=device), last]
+    return _Run(states, at_last, outputs.past_key_values, whole)
 
 
 @torch.inference_mode()

@@ -189,8 +189,9 @@ class Run:
         """Return a head that says what a probe of the middle says, as far as it can."""
         seed, teacher, targets = self.settings.seed, None, pairs.probabilities
         if self._gradient.distillation:
-            teacher = fit_teacher(states, pairs, middle(self._depth), seed=seed)
-            targets = targets if teacher.predicted is None else teacher.predicted
+            fitted = fit_teacher(states, pairs, middle(self._depth), seed=seed)
+            if fitted.predicted is not None:  # with one prompt there is nothing to predict
+                teacher, targets = fitted, fitted.predicted
         head = fit_score_head(states, pairs, targets, depth=self._depth, seed=seed)
         return _Begin(head, teacher)
 
@@ -301,10 +302,11 @@ class Run:
     def _record(
         self, given: Preferences, begin: _Begin, gradient: GradientRecord | None
     ) -> TrainingRecord:
+        apart = gradient.validation_pairs if gradient and gradient.kept == "trained" else 0
         return TrainingRecord(
             labels="human" if given.judge is None else "feedback",
             seed=self.settings.seed,
-            pairs=len(given.training) - (gradient.validation_pairs if gradient else 0),
+            pairs=len(given.training) - apart,
             head=begin.head.record,
             teacher=begin.teacher.record if begin.teacher else None,
             gradient=gradient,

@@ -84,15 +84,6 @@ class SavedState:
             _LOG.warning("%s cannot be read, training begins anew: %s", self._file, error)
             return None
 
-    def clear(self) -> None:
-        """Remove the state, and the folder if nothing else is in it."""
-        if self._file is None:
-            return
-        self._file.unlink(missing_ok=True)
-        self._file.with_name(f"{_NAME}.new").unlink(missing_ok=True)
-        if self._file.parent.is_dir() and not any(self._file.parent.iterdir()):
-            self._file.parent.rmdir()
-
 
 class Digest:
     """A hash of what a run's result depends on."""

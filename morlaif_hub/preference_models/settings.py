@@ -64,8 +64,8 @@ class GradientSettings:
         self.adapted(100)
         for name in ("rank", "alpha", "learning_rate", "epochs", "batch_size", "patience"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise OptionError(f"{name} must be greater than 0, got {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise OptionError(f"{name} must be greater than 0 and finite, got {value}")
         if self.loss not in ("soft", "margin"):
             raise OptionError(f"loss must be 'soft' or 'margin', got {self.loss!r}")
         if not 0 <= self.label_smoothing < 1:
@@ -127,6 +127,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.form not in ("lora", "probe", "full"):
             raise OptionError(f"form must be 'lora', 'probe' or 'full', got {self.form!r}")
+        if self.form == "full" and self.trainer == "together":
+            raise OptionError("whole models are trained one after another; use the trainer 'trl'")
         if self.max_length < 8:
             raise OptionError(f"max_length must be at least 8 tokens, got {self.max_length}")
         if not 0 <= self.validation_fraction < 1:

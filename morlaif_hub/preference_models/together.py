@@ -74,7 +74,7 @@ def train_together(
         seed: Of the order of the pairs. The same seed gives the same result.
         pad_token_id: Where a text is read, such tokens at its end do not count.
         checkpoint: A folder for what a killed run goes on from, with the result that it would have
-            had; removed at the end. None keeps nothing.
+            had. Remove it when the result is safe. None keeps nothing.
         progress: Told after every step.
 
     Returns:
@@ -99,7 +99,6 @@ def train_together(
     with rows.ready():
         run.go()
     results = {learner.principle: learner.finish(run.done) for learner in learners}
-    saved.clear()
     return results
 
 

@@ -8,6 +8,8 @@ over the texts; full models, and adapters on several processes, one after anothe
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +18,7 @@ from typing import Literal
 from morlaif_hub.errors import TrainingError
 from morlaif_hub.hub.artifact import stage
 from morlaif_hub.hub.manifest import InputFormat, PreferenceModelManifest
+from morlaif_hub.messages import content_hash
 from morlaif_hub.models.formats import Encoder
 from morlaif_hub.models.language_model import ModelFolder, load_tokenizer
 from morlaif_hub.preference_models.measure import Made, score_made, write_preference_model
@@ -48,8 +51,8 @@ def train_preference_models(
         base: What they are made of.
         folders: Where each goes. What was there before is replaced only by a finished one.
         settings: How to train.
-        checkpoints: A folder from which a run that was killed goes on; removed at the end. None
-            keeps nothing.
+        checkpoints: A folder that gets one of its own for each run, from which it goes on if it was
+            killed; removed when the artifacts are written. None keeps nothing.
         progress: Told how far each stage is.
 
     Returns:
@@ -70,6 +73,8 @@ def train_preference_models(
         tokenizer, InputFormat(kind=kind, append_eos=closed, max_length=settings.max_length)
     )
     _check_lengths(preferences, encoder)
+    if checkpoints is not None:
+        checkpoints = checkpoints / _key(preferences, base, settings)
     with TemporaryDirectory(prefix="morlaif-") as scratch:
         run = Run(
             base,
@@ -88,7 +93,18 @@ def train_preference_models(
         raise TrainingError("; ".join(map(str, failures)) + _kept(manifests))
     if checkpoints is not None and main:
         shutil.rmtree(checkpoints, ignore_errors=True)
+        with suppress(OSError):  # others' may be there
+            checkpoints.parent.rmdir()
     return manifests
+
+
+def _key(preferences: Sequence[Preferences], base: ModelFolder, settings: TrainSettings) -> str:
+    """Return a name for a run, by all that its result depends on."""
+    facts = [
+        [p.principle.sha256(), p.dataset.sha256, p.probabilities.tolist(), p.test.tolist()]
+        for p in preferences
+    ]
+    return content_hash([facts, base.base.weights_sha256, asdict(settings)])[:16]
 
 
 def _check_lengths(preferences: Sequence[Preferences], encoder: Encoder) -> None:
