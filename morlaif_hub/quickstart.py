@@ -64,7 +64,7 @@ LETTER_JUDGE = "local:embedded"
 REPORT = "quickstart"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 EXAMPLES = 4
-SAMPLED_AT_ONCE = 128  # the embedded model is small: this many rows take some 400 MB
+SAMPLED_AT_ONCE = 160  # the embedded model is small: this many rows take some 500 MB
 
 
 @dataclass(frozen=True)

@@ -122,13 +122,13 @@ def _instructed(
             f"{settings.responses} responses cannot be shared equally among {len(instructions)} "
             "instructions; ask for a multiple"
         )
-    parts = []
-    for number, instruction in enumerate(instructions):
-        told = [{"role": "system", "content": instruction}] if instruction else []
-        asked = [[*told, *(m for m in p if m["role"] != "system")] for p in prompts]
-        # Another seed for each part, or two parts could draw alike.
-        chosen = replace(settings, responses=share, seed=settings.seed + 1000 * number)
-        parts.append(sample_responses(policy, asked, chosen, progress=progress))
+    asked = [
+        [*([{"role": "system", "content": told}] if told else []), *spoken]
+        for told in instructions
+        for spoken in ([m for m in p if m["role"] != "system"] for p in prompts)
+    ]
+    found = sample_responses(policy, asked, replace(settings, responses=share), progress=progress)
+    parts = [found[i : i + len(prompts)] for i in range(0, len(found), len(prompts))]
     return [
         list({r.text: r for part in of_prompt for r in part}.values())
         for of_prompt in zip(*parts, strict=True)

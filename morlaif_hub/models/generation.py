@@ -100,8 +100,10 @@ def sample_responses(
     found: list[list[Response]] = [[] for _ in prompts]
     rows = [i for i in _by_length(encoded) for _ in range(settings.responses)]
     for round_number in range(ROUNDS):
-        for start in range(0, len(rows), settings.batch_size):
-            batch = rows[start : start + settings.batch_size]
+        batches = max(1, -(-len(rows) // settings.batch_size))
+        size = max(1, -(-len(rows) // batches))  # equal ones: the work of a step hardly grows
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
             seed = hash((settings.seed, round_number, start)) % 2**31
             sampled = _sample(language_model, [encoded[i] for i in batch], settings, seed=seed)
             for i, response in zip(batch, sampled, strict=True):

@@ -177,9 +177,7 @@ def train_policy(
         torch.manual_seed(settings.seed)
         with without_telemetry():
             trainer = _trainer(base, reward, prompts, settings, Path(scratch))
-        share_prompts(trainer.model.get_base_model())
-        # TRL offers no way to choose how `generate` decodes.
-        trainer.model.generate = partial(trainer.model.generate, custom_generate=decode)
+        _do_shared_work_once(trainer.model)
         policy = LanguageModel(
             trainer.model.get_base_model(), trainer.processing_class, base.base, base.name
         )
@@ -314,6 +312,13 @@ def _trainer(
             task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.rank * 2
         ),
     )
+
+
+def _do_shared_work_once(model: Any) -> None:
+    """Let completions of one prompt share its work, in sampling and in the loss."""
+    share_prompts(model.get_base_model())
+    # TRL offers no way to choose how `generate` decodes.
+    model.generate = partial(model.generate, custom_generate=decode)
 
 
 def _left_padding(folder: Path) -> Any:

@@ -18,8 +18,8 @@ BILLION = 1e9
 def default_learning_rate(form: Form, parameters: int) -> float:
     """Return the learning rate for a form, on a base with so many parameters.
 
-    Larger models take smaller steps, and whole models far smaller ones than adapters. For adapters
-    of the smallest bases it was measured (docs/training.md); the rest are the field's usual ones.
+    Larger models take smaller steps, and whole models far smaller ones than adapters: the field's
+    usual rates, none of them tuned here.
     """
     if form == "full":
         return 1e-5 if parameters < BILLION else 5e-6

@@ -66,12 +66,7 @@ def train_preference_models(
     settings = settings or TrainSettings()
     for given in preferences:
         given.check_enough()
-    tokenizer = load_tokenizer(base.path)
-    kind: Literal["chat", "text"] = "chat" if tokenizer.chat_template else "text"
-    closed = settings.append_eos and tokenizer.eos_token is not None
-    encoder = Encoder(
-        tokenizer, InputFormat(kind=kind, append_eos=closed, max_length=settings.max_length)
-    )
+    encoder = _encoder(base, settings)
     _check_lengths(preferences, encoder)
     if checkpoints is not None:
         checkpoints = checkpoints / _key(preferences, base, settings)
@@ -96,6 +91,16 @@ def train_preference_models(
         with suppress(OSError):  # others' may be there
             checkpoints.parent.rmdir()
     return manifests
+
+
+def _encoder(base: ModelFolder, settings: TrainSettings) -> Encoder:
+    """Return how a base reads text: as chat where it can, closed where it has a token for that."""
+    tokenizer = load_tokenizer(base.path)
+    kind: Literal["chat", "text"] = "chat" if tokenizer.chat_template else "text"
+    closed = settings.append_eos and tokenizer.eos_token is not None
+    return Encoder(
+        tokenizer, InputFormat(kind=kind, append_eos=closed, max_length=settings.max_length)
+    )
 
 
 def _key(preferences: Sequence[Preferences], base: ModelFolder, settings: TrainSettings) -> str:
