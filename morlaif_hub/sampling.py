@@ -99,7 +99,8 @@ def read_responses(path: Path) -> list[tuple[list[Message], list[Response]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: no readable file of responses: {error}") from error
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not by splitlines, which also ends a line where a response has a separator of its own.
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         try:
             row = json.loads(line)
             found = [Response(r["text"], r["finished"]) for r in row["responses"]]

@@ -87,3 +87,14 @@ def test_instructions_share_the_responses_and_leave_the_prompts(
         sample_pairs(
             policy, PROMPTS, folder=tmp_path, settings=SETTINGS, instructions=("a", "b", None)
         )
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0b", "\r", "\n", "\x1e"])
+def test_responses_with_separators_of_lines_are_read_back(separator: str, tmp_path: Path) -> None:
+    answers = [[Response(f"one{separator}two", finished=True)], [Response("three", finished=False)]]
+    prompts = [[{"role": "user", "content": f"Hi{separator}"}], [{"role": "user", "content": "Yo"}]]
+    path = tmp_path / RESPONSES_FILE
+    sampling._write_responses(path, prompts, answers)
+    found = read_responses(path)
+    assert [prompt for prompt, _ in found] == prompts
+    assert [[r.text for r in its] for _, its in found] == [[r.text for r in a] for a in answers]
