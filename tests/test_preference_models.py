@@ -545,3 +545,16 @@ def test_options_that_do_not_go_together_or_never_end_are_refused() -> None:
         TrainSettings(form="full", trainer="together")
     with pytest.raises(OptionError, match="epochs must be greater than 0 and finite, got inf"):
         GradientSettings(epochs=float("inf"))
+
+
+def test_a_text_that_does_not_fit_while_texts_are_read_names_the_setting(
+    base: ModelFolder, preferences: Preferences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_given: Any, **_named: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("morlaif_hub.bank.packed.PackedScorer.pooled", no_room)
+    with pytest.raises(TrainingError, match=r"does not fit into memory; .*; or lower max_length"):
+        train_preference_models(
+            [preferences], base=base, folders=[tmp_path / "pm"], settings=SETTINGS
+        )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from morlaif_hub.bank.engine import Engine
 from morlaif_hub.bank.pooling import Pooled, pool
+from morlaif_hub.errors import ScoreError, TrainingError
 from morlaif_hub.hub.manifest import Pooling
 from morlaif_hub.models.formats import Encoder, Text
 from morlaif_hub.preference_models.head import Sides
@@ -71,6 +72,8 @@ class FrozenStates:
     ) -> None:
         """Compute the states of the texts of pairs, in place of what was computed before.
 
+        Raises TrainingError if a single text does not fit into memory; what to lower is named.
+
         Args:
             pairs: One set or several; what they have in common is computed once.
             layers: Whose states, as in `ProbeRecord`.
@@ -95,7 +98,10 @@ class FrozenStates:
             head=head,
             progress=tell,
         )
-        self._known.update(found)
+        try:
+            self._known.update(found)
+        except ScoreError as error:
+            raise TrainingError(f"{error}; or lower max_length") from error
 
     def pooled(self, pairs: LabelledPairs, candidate: Candidate) -> Sides:
         """Return what a probe would read of pairs; their texts and its layer were added."""
