@@ -260,6 +260,8 @@ def _among_choices(members: Sequence[Member], labels: Labels) -> Iterator[str]:
         if manifest.training.labels == "human" == labels.kind and any(
             manifest.dataset.sha256 == source.sha256 for source in labels.sources
         ):
-            seed = manifest.training.seed
-            out = held_out_prompts(labels.comparisons, test_fraction=HELD_OUT, seed=seed)
+            out: frozenset[str] = frozenset()
+            if labels.everything is not None:  # of a part of the pairs, the split is another one
+                seed = manifest.training.seed
+                out = held_out_prompts(labels.comparisons, test_fraction=HELD_OUT, seed=seed)
             yield from set(labels.prompts) - out
