@@ -16,21 +16,18 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
-from morlaif_hub.errors import DataError, MissingColumnError, OptionError, WorkspaceError
+from morlaif_hub.distinct import Distinct
+from morlaif_hub.errors import DataError, OptionError, WorkspaceError
 from morlaif_hub.messages import (
     Message,
     Messages,
     Prompt,
     check_text,
     content_hash,
-    is_dialogue,
-    is_dialogue_prompt,
-    parse_dialogue,
-    parse_messages,
-    parse_prompt,
     prompt_id,
     prompt_messages,
 )
+from morlaif_hub.shapes import COLUMNS, dialogue_of_row, pair_of_row, prompt_of_row
 from morlaif_hub.sources import OnBad, Split, data_files, parse_rows, resolve_source
 
 __all__ = [
@@ -44,6 +41,7 @@ __all__ = [
     "prompt_id",
     "prompt_messages",
     "read_comparisons",
+    "read_dialogues",
     "read_prompts",
     "split_by_prompt",
     "write_comparisons",
@@ -174,6 +172,7 @@ def read_comparisons(
     split: Split | None = None,
     limit: int | None = None,
     on_bad: OnBad | None = None,
+    on_repeat: Callable[[], None] | None = None,
 ) -> Iterator[Comparison]:
     r"""Read comparisons one by one, each id once; of repeats the first one counts.
 
@@ -181,13 +180,14 @@ def read_comparisons(
     text, or messages that end with an assistant turn. A prompt is a text or messages.
 
     * `chosen` and `rejected`: whole dialogues, as text with "\n\nHuman:" and "\n\nAssistant:"
-      turns (hh-rlhf) or as messages, that share everything up to the last assistant turn.
+      turns (hh-rlhf) or as messages, that share everything up to the last assistant turn. Other
+      texts have the words with which both begin as their prompt.
     * `prompt`, `chosen` and `rejected`.
     * `prompt`, `response_a`, `response_b` and, optionally, `human_choice` (`a`, `b` or null).
 
     A prompt text that starts with "\n\nHuman:", or goes from "Human:" to a last "Assistant:", is a
     dialogue too. A column `split` (`train`, `test` or null) counts first; else, in a folder or Hub
-    data set, a file's name does. JSON lines and parquet stream; a JSON list is read whole.
+    data set, a file's name does. Rows stream, in memory that does not grow with their number.
 
     Args:
         source: A file, a folder (all its data files, in sorted order) or a Hub data set, as
@@ -196,6 +196,7 @@ def read_comparisons(
         limit: Stop after so many comparisons.
         on_bad: Called with the message for each row that cannot be read, and reading goes on.
             Without it the first such row raises.
+        on_repeat: Called for each row whose comparison was there before.
 
     Raises:
         DataError: If the source is missing or has no comparison, or a row cannot be read. The
@@ -208,8 +209,8 @@ def read_comparisons(
         raise OptionError(f"split must be 'train', 'test' or None, got {split!r}")
     _check_limit(limit)
     found = resolve_source(source)
-    rows = parse_rows(data_files(found), _comparison, columns=_COLUMNS, on_bad=on_bad)
-    unique = _unique(rows, lambda comparison: comparison.id)
+    rows = parse_rows(data_files(found), _comparison, columns=COLUMNS, on_bad=on_bad)
+    unique = _unique(rows, lambda comparison: comparison.id, on_repeat)
     kept = (item for item in unique if split in (None, item.split))
     which = "comparison" if split is None else f"comparison of the split {split!r}"
     return _at_least_one(islice(kept, limit), f"{found.label}: holds no readable {which}")
@@ -222,9 +223,9 @@ def read_prompts(
 
     Args:
         source: A built-in set (`everyday`, `risky`), a text file with one prompt a line (blank
-            lines do not count), or anything with rows that `read_comparisons` takes. Of its
-            rows, `messages` or a preference pair give the turns before the last assistant turn,
-            and `prompt` gives itself.
+            lines do not count), or anything with rows that `read_comparisons` or
+            `read_dialogues` takes. Of its rows, a dialogue or a preference pair gives the turns
+            before the last assistant turn, and `prompt` gives itself.
         limit: Stop after so many prompts.
         on_bad: As for `read_comparisons`.
 
@@ -236,9 +237,38 @@ def read_prompts(
         source = Path(str(files("morlaif_hub") / f"prompts/{source}.txt"))
     found = resolve_source(source)
     prompt_files = data_files(found, text_too=True)
-    rows = parse_rows(prompt_files, _prompt_of_row, columns=_COLUMNS, on_bad=on_bad)
+    rows = parse_rows(
+        prompt_files, lambda row, _split: prompt_of_row(row), columns=COLUMNS, on_bad=on_bad
+    )
     unique = islice(_unique(rows, prompt_id), limit)
     return list(_at_least_one(unique, f"{found.label}: holds no readable prompt"))
+
+
+def read_dialogues(
+    source: str | Path, *, limit: int | None = None, on_bad: OnBad | None = None
+) -> Iterator[Prompt]:
+    """Read whole dialogues one by one, each once, as messages up to the assistant's last turn.
+
+    Rows have `messages` or `conversations`; `text` with "### Human:" and "### Assistant:" turns
+    (openassistant-guanaco) or with those of hh-rlhf; `prompt` and `completion`; or a preference
+    pair, which gives the dialogue with the chosen response.
+
+    Args:
+        source: As for `read_comparisons`.
+        limit: Stop after so many dialogues.
+        on_bad: As for `read_comparisons`.
+
+    Raises:
+        DataError, MissingColumnError, OptionError, HubError: As for `read_comparisons`. A dialogue
+            in which the assistant says nothing cannot be read either.
+    """
+    _check_limit(limit)
+    found = resolve_source(source)
+    rows = parse_rows(
+        data_files(found), lambda row, _split: dialogue_of_row(row), columns=COLUMNS, on_bad=on_bad
+    )
+    unique = islice(_unique(rows, content_hash), limit)
+    return _at_least_one(unique, f"{found.label}: holds no readable dialogue")
 
 
 def write_comparisons(path: str | Path, comparisons: Iterable[Comparison]) -> int:
@@ -289,84 +319,13 @@ def _write_lines(file: IO[bytes], comparisons: Iterable[Comparison], *, compress
     return count
 
 
-_CHOICE = {"chosen", "rejected"}
-_PAIR = {"prompt", "response_a", "response_b"}
-_COLUMNS = _CHOICE | _PAIR | {"human_choice", "messages", "split"}
-
-
 def _comparison(row: dict[str, Any], file_split: Split | None) -> Comparison:
+    pair = pair_of_row(row)
     split = row.get("split")
     split = file_split if split is None else split
-    if row.keys() >= _PAIR:
-        prompt, first, second = _sides(row, "response_a", "response_b")
-        return Comparison(prompt, first, second, row.get("human_choice"), split)
-    if row.keys() >= _CHOICE:
-        prompt, first, second = _sides(row, "chosen", "rejected")
-        return Comparison.from_choice(prompt, first, second, split=split)
-    raise MissingColumnError(
-        f"no columns of a comparison; found: {_names(row)}; accepted: chosen and rejected (whole "
-        "dialogues); prompt, chosen and rejected; or prompt, response_a, response_b and, "
-        "optionally, human_choice"
-    )
-
-
-def _prompt_of_row(row: dict[str, Any], _split: Split | None) -> Prompt:
-    # A pair's own prompt may be less than what precedes its responses, so a pair goes first.
-    for column in ("response_a", "chosen"):
-        if column in row:
-            return prompt_messages(_prompt_and_response(row, column)[0])
-    if "prompt" in row:
-        return prompt_messages(parse_prompt(row["prompt"]))
-    if "messages" in row:
-        messages = parse_messages("messages", row["messages"])
-        answered = messages[-1]["role"] == "assistant"
-        return prompt_messages(messages[:-1] if answered else messages)
-    raise MissingColumnError(
-        f"no column of a prompt; found: {_names(row)}; accepted: prompt, messages, or the columns "
-        "of a comparison"
-    )
-
-
-def _names(row: dict[str, Any]) -> str:
-    # Quoted, since a stranger's names may hold characters that a terminal obeys.
-    return ", ".join(map(repr, row)) or "none"
-
-
-def _sides(row: dict[str, Any], first: str, second: str) -> tuple[Prompt, str, str]:
-    prompt, first_response = _prompt_and_response(row, first)
-    other_prompt, second_response = _prompt_and_response(row, second)
-    if prompt != other_prompt:
-        raise DataError(f"{first} and {second} differ before the last assistant turn")
-    return prompt, first_response, second_response
-
-
-def _prompt_and_response(row: dict[str, Any], column: str) -> tuple[Prompt, str]:
-    value = row[column]
-    prompt = parse_prompt(row["prompt"]) if "prompt" in row else ()
-    if isinstance(value, str):
-        if prompt and not is_dialogue_prompt(row["prompt"]):
-            return prompt, value
-        if prompt and not is_dialogue(value):
-            return prompt, value.strip()
-        turns = parse_dialogue(column, value)
-    else:
-        turns = parse_messages(column, value)
-    if turns[-1]["role"] != "assistant":
-        raise DataError(f"{column} must end with an assistant turn, got {turns[-1]['role']!r}")
-    if len(turns) == 1 and not prompt:
-        raise DataError(f"{column} has no turn before the response")
-    return _joined(prompt, turns[:-1], column), turns[-1]["content"]
-
-
-def _joined(prompt: Prompt, before: Prompt, column: str) -> Prompt:
-    """Return all turns before a response, which may repeat the prompt or continue it."""
-    if not before:
-        return prompt
-    if before[: len(prompt)] == prompt or before[-len(prompt) :] == prompt:
-        return before
-    if before[0]["role"] == "assistant":
-        return prompt + before
-    raise DataError(f"the turns in {column} do not agree with the prompt")
+    if pair.chosen:
+        return Comparison.from_choice(pair.prompt, pair.first, pair.second, split=split)
+    return Comparison(pair.prompt, pair.first, pair.second, row.get("human_choice"), split)
 
 
 def _check_responses(first_name: str, first: object, second_name: str, second: object) -> None:
@@ -377,13 +336,15 @@ def _check_responses(first_name: str, first: object, second_name: str, second: o
         raise DataError(f"{first_name} and {second_name} are the same text")
 
 
-def _unique(items: Iterable[T], key: Callable[[T], str]) -> Iterator[T]:
-    seen: set[str] = set()
-    for item in items:
-        identifier = key(item)
-        if identifier not in seen:
-            seen.add(identifier)
-            yield item
+def _unique(
+    items: Iterable[T], key: Callable[[T], str], on_repeat: Callable[[], None] | None = None
+) -> Iterator[T]:
+    with Distinct() as seen:
+        for item in items:
+            if seen.add(key(item)):
+                yield item
+            elif on_repeat is not None:
+                on_repeat()
 
 
 def _at_least_one(items: Iterable[T], otherwise: str) -> Iterator[T]:

@@ -75,20 +75,34 @@ def score_histogram(scores: ArrayLike, *, title: str, unit: str) -> Figure:
     return figure
 
 
-def position_bias_bars(
-    names: Sequence[str], biases: Sequence[float], intervals: Sequence[Bounds]
+def rate_points(
+    names: Sequence[str], values: Sequence[float], intervals: Sequence[Bounds]
 ) -> Figure:
-    """Draw a judge's position bias per principle with 95 % intervals.
+    """Draw rates as points with 95 % intervals and their numbers, one under the other.
 
     Args:
-        names: Of the principles.
-        biases: P(the response shown first is preferred) - 0.5, in [-0.5, 0.5].
-        intervals: Of the biases.
+        names: What each rate is of.
+        values: The rates, in [0, 1].
+        intervals: Of the rates.
     """
     figure, axes = _bar_canvas(names, series=1)
-    _bars(axes, Bars(biases, intervals), lane=0, lanes=1)
-    axes.axvline(0.0, color=GREY, linewidth=1)
-    axes.set(xlim=(-0.55, 0.55), xlabel="position bias: P(first preferred) - 0.5")
+    rows = range(len(names))
+    axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1)
+    axes.errorbar(
+        values,
+        rows,
+        xerr=_arms(values, intervals),
+        fmt="o",
+        color=COLOURS[0],
+        ecolor="black",
+        capsize=2.5,
+        linewidth=1.2,
+        clip_on=False,
+    )
+    for row, value in zip(rows, values, strict=True):
+        axes.text(1.05, row, f"{value:.2f}", va="center")
+    axes.set(xlim=(-0.02, 1.02), xlabel="share, with its 95 % interval")
+    axes.spines["left"].set_visible(False)
     return figure
 
 

@@ -1,7 +1,7 @@
 r"""Messages: a conversation as turns with a role, and the forms of text that hold one.
 
 hh-rlhf writes a conversation as one text, with turns that start with "\n\nHuman:" or
-"\n\nAssistant:".
+"\n\nAssistant:"; openassistant-guanaco with "### Human:" or "### Assistant:", wherever in a line.
 """
 
 import hashlib
@@ -22,7 +22,9 @@ Prompt = tuple[Message, ...]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+_MARKED_TURN = re.compile(r"###[ \t]*(Human|Assistant):")
 _DIALOGUE_ROLES = {"Human": "user", "Assistant": "assistant"}
+_SPEAKERS = {"human": "user", "gpt": "assistant"}
 _DIALOGUE_PROMPT = re.compile(r"\n\nHuman:.*|\s*Human:.*\n\nAssistant:\s*", re.DOTALL)
 
 
@@ -98,6 +100,33 @@ def parse_dialogue(name: str, text: str) -> Prompt:
             f"{name} must be a dialogue that starts with 'Human:', messages, or come with a "
             f"prompt column; got {reprlib.repr(text)}"
         )
+    return _turns(name, pieces)
+
+
+def is_marked_dialogue(text: str) -> bool:
+    """Return whether a text starts with "### Human:" or "### Assistant:"."""
+    return _MARKED_TURN.match(text.strip()) is not None
+
+
+def parse_marked_dialogue(name: str, text: str) -> Prompt:
+    """Return the turns of a dialogue in one text whose turns are marked by "###".
+
+    Args:
+        name: The column, for errors.
+        text: One of which `is_marked_dialogue` is true.
+
+    Raises:
+        DataError: If a turn is not valid Unicode.
+
+    Example:
+        >>> parse_marked_dialogue("text", "### Human: Hi### Assistant: Hello!")[1]
+        {'role': 'assistant', 'content': 'Hello!'}
+    """
+    return _turns(name, _MARKED_TURN.split(text.strip())[1:])
+
+
+def _turns(name: str, pieces: Sequence[str]) -> Prompt:
+    """Return the messages of who speaks and what is said, in turn."""
     turns = zip(pieces[::2], pieces[1::2], strict=True)
     return parse_messages(
         name,
@@ -110,7 +139,8 @@ def parse_messages(name: str, value: object) -> Prompt:
 
     Args:
         name: The column, for errors.
-        value: A list or tuple, not empty. Contents may be empty; roles are `ROLES`.
+        value: A list or tuple, not empty. Contents may be empty; roles are `ROLES`. A message with
+            `from` and `value` in their place is taken too, where `human` and `gpt` may speak.
 
     Raises:
         DataError: If it is something else; the message says which turn.
@@ -126,6 +156,9 @@ def _message(name: str, value: object) -> Message:
     if not isinstance(value, Mapping):
         raise DataError(f"{name} must have role and content, got {reprlib.repr(value)}")
     role, content = value.get("role"), value.get("content")
+    if role is None and value.get("from") is not None:
+        speaker, content = value["from"], value.get("value")
+        role = _SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
     if role not in ROLES:
         raise DataError(f"{name}: role must be one of {', '.join(ROLES)}, got {reprlib.repr(role)}")
     return {"role": role, "content": check_text(f"{name}: content", content)}

@@ -118,7 +118,7 @@ class Constitution:
 CONSTITUTIONS: Registry[Path] = Registry("principle")
 """Paths of constitution files. A plugin's entry point in `morlaif_hub.principles` is a path too."""
 
-for _name in ("morlaif-12", "morlaif-5", "single-objective"):
+for _name in ("morlaif-12", "morlaif-5", "single-objective", "constitutional"):
     CONSTITUTIONS.register(_name)(Path(str(files("morlaif_hub") / f"constitutions/{_name}.toml")))
 
 

@@ -1,6 +1,6 @@
 """Sources: a file, a folder or a Hub data set, read row by row.
 
-JSON lines and parquet stream, so a set may be larger than memory. A row that cannot be read is an
+All formats stream, so a set may be larger than memory. A row that cannot be read is an
 error that names file and line; it is never left out unless the caller asks to be told instead.
 """
 
@@ -119,6 +119,9 @@ _NOT_ROWS = frozenset(
         "quickstart-stages.json",
     }
 )
+_PARQUET_BUFFER = 1 << 20  # bytes of each column, else a row group of any size is read whole
+_LIST_CHUNK = 1 << 16  # characters of a JSON list that are read at once
+_SPACE = re.compile(r"\s*")
 _SPLIT_NAME = re.compile(r"(?<![a-z])(train|test)(?![a-z])")
 
 
@@ -211,8 +214,10 @@ def parse_rows(
     Raises:
         DataError: If a file cannot be read, or at the first bad row; the message says where.
         MissingColumnError: If `parse` raised it before it took any row of a file, also with
-            `on_bad`: such a file holds other things, and all its rows would be bad.
+            `on_bad`: such a file holds other things, and all its rows would be bad. A file that
+            names no split beside some that do is then left out, and `on_bad` told so once.
     """
+    some_name_a_split = any(file.split for file in files)
     for file in files:
         took_any = False
         for row in _rows(file, columns):
@@ -220,9 +225,12 @@ def parse_rows(
                 item = parse(_fields(row.content), file.split)
             except DataError as error:
                 other_kind_of_file = not took_any and isinstance(error, MissingColumnError)
-                if on_bad is None or other_kind_of_file:
+                beside = some_name_a_split and file.split is None
+                if on_bad is None or (other_kind_of_file and not beside):
                     raise type(error)(f"{row.where}: {error}") from error
                 on_bad(f"{row.where}: {error}")
+                if other_kind_of_file:
+                    break
                 continue
             took_any = True
             yield item
@@ -270,7 +278,7 @@ def _open_text(path: Path) -> IO[str]:
 
 def _json_rows(file: DataFile) -> Iterator[_Row]:
     with _open_text(file.path) as lines:
-        yield from _listed_rows(file, lines.read()) if _is_list(lines) else _line_rows(file, lines)
+        yield from _listed_rows(file, lines) if _is_list(lines) else _line_rows(file, lines)
 
 
 def _is_list(lines: IO[str]) -> bool:
@@ -281,12 +289,55 @@ def _is_list(lines: IO[str]) -> bool:
     return is_list
 
 
-def _listed_rows(file: DataFile, text: str) -> Iterator[_Row]:
-    items = _json(text)
-    if isinstance(items, DataError):
-        raise DataError(f"{file.label}: {items}")
-    for number, item in enumerate(cast(list[object], items), 1):
-        yield _Row(f"{file.label}: row {number}", item)
+def _listed_rows(file: DataFile, lines: IO[str]) -> Iterator[_Row]:
+    number = 0
+    try:
+        for number, item in enumerate(_list_items(lines), 1):
+            yield _Row(f"{file.label}: row {number}", item)
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        why = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise DataError(f"{file.label}: not JSON: after row {number}: {why}") from error
+
+
+def _list_items(lines: IO[str]) -> Iterator[object]:
+    """Yield the items of a JSON list, holding little more of it than the next one.
+
+    Raises:
+        ValueError: If it is not JSON.
+    """
+    decoder, first = json.JSONDecoder(), True
+    text = lines.read(_LIST_CHUNK)
+    at = text.index("[") + 1
+    while True:
+        try:
+            at = _after_space(text, at)
+            if first and text[at : at + 1] == "]":
+                break
+            item, end = decoder.raw_decode(text, at)
+            end = _after_space(text, end)
+            if text[end : end + 1] not in {",", "]"}:
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, end)
+        except ValueError:
+            # What is there may be the start of an item that is whole in what follows.
+            more = lines.read(max(_LIST_CHUNK, len(text) - at))
+            if not more:
+                raise
+            text, at = text[at:] + more, 0
+            continue
+        yield item
+        at, first = end, False
+        if text[at] == "]":
+            break
+        at += 1
+    if (text[at + 1 :] + lines.read()).strip():
+        raise json.JSONDecodeError("Extra data", text, at + 1)
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
 
 
 def _line_rows(file: DataFile, lines: IO[str]) -> Iterator[_Row]:
@@ -318,7 +369,7 @@ def _parquet_rows(file: DataFile, columns: Container[str]) -> Iterator[_Row]:
 
     number = 0
     try:
-        with parquet.ParquetFile(file.path) as table:
+        with parquet.ParquetFile(file.path, buffer_size=_PARQUET_BUFFER, pre_buffer=False) as table:
             names = table.schema_arrow.names
             wanted = [name for name in names if name in columns]
             for batch in table.iter_batches(batch_size=256, columns=wanted):

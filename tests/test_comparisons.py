@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,11 +25,13 @@ from morlaif_hub.comparisons import (
     prompt_id,
     prompt_messages,
     read_comparisons,
+    read_dialogues,
     read_prompts,
     split_by_prompt,
     write_comparisons,
 )
 from morlaif_hub.errors import DataError, MissingColumnError, OptionError, WorkspaceError
+from morlaif_hub.shapes import pair_of_row
 
 # A deadline would measure the machine's other work as well.
 unhurried = settings(deadline=None)
@@ -408,8 +411,16 @@ def test_hub_data_sets_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     comparison = only(read_comparisons("owner/name/part@v1"))
     assert (preferred(comparison), comparison.split) == (("Knock!", "No."), "test")
     assert read_prompts("owner/name/part@v1") == [comparison.prompt]
-    with pytest.raises(MissingColumnError, match=r"^owner/name/transcripts\.jsonl: line 1: "):
-        list(read_comparisons("owner/name@v1", on_bad=lambda _message: None))
+    where = "owner/name/transcripts.jsonl: line 1: "
+    with pytest.raises(MissingColumnError, match=f"^{re.escape(where)}"):
+        list(read_comparisons("owner/name@v1"))
+    # As in Anthropic/hh-rlhf, where transcripts lie beside the pairs' train and test files.
+    told: list[str] = []
+    assert only(read_comparisons("owner/name@v1", on_bad=told.append)) == comparison
+    assert [message.startswith(where) for message in told] == [True]
+    (tmp_path / "part" / "test.jsonl.gz").rename(tmp_path / "part" / "pairs.jsonl.gz")
+    with pytest.raises(MissingColumnError, match=f"^{re.escape(where)}"):
+        list(read_comparisons("owner/name@v1", on_bad=told.append))
 
 
 # What is refused
@@ -568,6 +579,143 @@ def test_bad_prompts_raise_with_their_line_or_are_told(tmp_path: Path) -> None:
     write_rows(path, {"text": "q"})
     with pytest.raises(MissingColumnError, match="found: 'text'; accepted: prompt, messages, or"):
         read_prompts(path)
+
+
+# Dialogues
+
+GUANACO = "### Human: Hi### Assistant: Hello.### Human: A joke?"
+ANSWERED = [*TURNS, assistant("Knock!")]
+SHARED = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+JOKE = [{"from": "human", "value": "A joke?"}, {"from": "gpt", "value": "Knock!"}]
+
+DIALOGUES: dict[str, Row] = {
+    "guanaco": {"text": f"{GUANACO}### Assistant: Knock!"},
+    "guanaco, spaced": {"text": f" {GUANACO}\n\n###Assistant: Knock!\n"},
+    "guanaco that goes on": {"text": f"{GUANACO}### Assistant: Knock!### Human: Who's there?"},
+    "hh-rlhf as one text": {"text": f"{DIALOGUE} Knock!"},
+    "messages": {"messages": ANSWERED},
+    "messages that go on": {"messages": [*ANSWERED, user("Who's there?")], "text": "q"},
+    "conversations": {"conversations": [*SHARED, *JOKE]},
+    "completion as a text": {"prompt": TURNS, "completion": "Knock!"},
+    "completion as messages": {"prompt": TURNS, "completion": [assistant("Knock!")]},
+    "completion in other words": {"prompt": [*SHARED, JOKE[0]], "completion": [JOKE[1]]},
+    "the chosen side": {"chosen": f"{DIALOGUE} Knock!", "rejected": f"{DIALOGUE} No."},
+}
+
+
+@pytest.mark.parametrize("row", DIALOGUES.values(), ids=DIALOGUES)
+def test_shapes_of_dialogues(row: Row, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "dialogues.jsonl", row, row)
+    assert list(read_dialogues(path)) == [tuple(ANSWERED)]
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "dialogues.parquet")
+    assert list(read_dialogues(tmp_path / "dialogues.parquet")) == [tuple(ANSWERED)]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"text": f"{GUANACO}### Assistant: Knock!"}, TURNS),
+        ({"text": GUANACO}, TURNS),
+        ({"conversations": [*SHARED, *JOKE]}, TURNS),
+        ({"text": f"{DIALOGUE} Knock!"}, TURNS),
+    ],
+)
+def test_dialogues_give_prompts(row: Row, prompt: list[Message], tmp_path: Path) -> None:
+    assert read_prompts(write_rows(tmp_path / "rows.jsonl", row)) == [tuple(prompt)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"text": "### Human: Hi"}, "the assistant says nothing in the dialogue"),
+        ({"text": "### Human: Hi### Assistant: \n"}, "the assistant says nothing"),
+        ({"text": "Hi there"}, "no column of a dialogue; found: 'text'; accepted: messages"),
+        ({"messages": TURNS[:1]}, "the assistant says nothing"),
+        ({"conversations": [{"from": "moon", "value": "x"}]}, r"\[0\]: role .*got 'moon'"),
+        ({"conversations": [{"from": ["gpt"], "value": "x"}]}, r"\[0\]: role .*got \['gpt'\]"),
+        ({"prompt": "q"}, "no column of a dialogue; found: 'prompt'"),
+        ({"prompt": "q", "completion": ""}, "the assistant says nothing"),
+    ],
+)
+def test_bad_dialogues_raise_with_their_line_or_are_told(
+    bad: Row, message: str, tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", {"messages": ANSWERED}, bad)
+    with pytest.raises(DataError, match=f"line 2: .*{message}"):
+        list(read_dialogues(path))
+    told: list[str] = []
+    assert len(list(read_dialogues(path, on_bad=told.append))) == 1
+    assert len(told) == 1
+
+
+def test_a_dialogue_is_read_once_and_a_limit_counts_them(tmp_path: Path) -> None:
+    rows = [{"messages": [user(str(i)), assistant("x")]} for i in (1, 1, 2, 3)]
+    path = write_rows(tmp_path / "rows.jsonl", *rows)
+    assert [d[0]["content"] for d in read_dialogues(path, limit=2)] == ["1", "2"]
+
+
+# What TRL takes as preferences
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "responses"),
+    [
+        (
+            {"chosen": "The sky is blue.", "rejected": "The sky is green."},
+            "The sky is",
+            ("blue.", "green."),
+        ),
+        # TRL itself would cut after "bl".
+        (
+            {"chosen": "The sky is blue.", "rejected": "The sky is black."},
+            "The sky is",
+            ("blue.", "black."),
+        ),
+        (
+            {"chosen": "Is it blue? Yes", "rejected": "Is it blue? Yes, it is"},
+            "Is it blue?",
+            ("Yes", "Yes, it is"),
+        ),
+        ({"prompt": "The sky is", "chosen": " blue", "rejected": " red"}, None, (" blue", " red")),
+        (
+            {
+                "chosen": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "x"}],
+                "rejected": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "y"}],
+            },
+            "q",
+            ("x", "y"),
+        ),
+    ],
+)
+def test_shapes_of_preferences_that_trl_takes(
+    row: Row, prompt: str | None, responses: tuple[str, str], tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path / "pairs.jsonl", row)
+    comparison = only(read_comparisons(path))
+    assert comparison.prompt == (user(prompt or row["prompt"]),)
+    assert preferred(comparison) == responses
+    assert read_prompts(path) == [comparison.prompt]
+
+
+@unhurried
+@given(st.text(alphabet="ab \n", min_size=1), st.text(alphabet="ab \n"), st.text(alphabet="ab \n"))
+def test_a_shared_beginning_loses_no_word(start: str, one: str, other: str) -> None:
+    """Prompt and response together are the words of the text, whatever the two share."""
+    row = {"chosen": start + one, "rejected": start + other}
+    try:
+        pair = pair_of_row(row)
+    except DataError:
+        return
+    assert pair.prompt[0]["content"].split() + pair.first.split() == row["chosen"].split()
+    assert pair.prompt[0]["content"].split() + pair.second.split() == row["rejected"].split()
+
+
+def test_repeats_are_told(tmp_path: Path) -> None:
+    rows = [{"prompt": str(i), "chosen": "x", "rejected": "y"} for i in (1, 2, 1, 1)]
+    told: list[None] = []
+    path = write_rows(tmp_path / "pairs.jsonl", *rows)
+    assert len(list(read_comparisons(path, on_repeat=lambda: told.append(None)))) == 2
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize("name", BUILT_IN_PROMPTS)

@@ -471,7 +471,7 @@ class TestCollect:
             assert {file.path for file in manifest.files} == {
                 "data/test.parquet",
                 "data/train.parquet",
-                "figures/position_bias.png",
+                "figures/judge_bias.png",
             }
             assert (tmp_path / name / "README.md").read_text().count("position") > 0
         brevity = manifests["brevity"]

@@ -21,7 +21,7 @@ from morlaif_hub.figures import (
     grouped_bars,
     learning_curves,
     png,
-    position_bias_bars,
+    rate_points,
     score_histogram,
     svg,
     sweep_lines,
@@ -46,9 +46,9 @@ def _accuracy_bars(names: list[str]) -> Figure:
     return accuracy_bars(names, values.tolist(), _around(values), baselines)
 
 
-def _position_bias_bars(names: list[str]) -> Figure:
-    values = _numbers(len(names)) - 0.4
-    return position_bias_bars(names, values.tolist(), _around(values))
+def _rate_points(names: list[str]) -> Figure:
+    values = _numbers(len(names))
+    return rate_points(names, values.tolist(), _around(values))
 
 
 def _weight_bars(names: list[str]) -> Figure:
@@ -88,7 +88,7 @@ def _correlation_matrix(names: list[str]) -> Figure:
 
 DRAWN: list[Callable[[list[str]], Figure]] = [
     _accuracy_bars,
-    _position_bias_bars,
+    _rate_points,
     _weight_bars,
     _grouped_bars,
     _learning_curves,
@@ -212,8 +212,16 @@ class TestWhatIsDrawn:
         ends = np.array([segment[:, 0] for segment in arms.get_segments()])
         assert ends == pytest.approx(np.array([[0.6, 0.9], [0.3, 0.45]]))
 
+    def test_rates_stand_beside_their_points(self) -> None:
+        axes = rate_points(["ties", "flips"], [0.0, 0.257], [(0.0, 0.0), (0.2, 0.3)]).axes[0]
+        assert [text.get_text() for text in axes.texts] == ["0.00", "0.26"]
+        (points, _, (arms,)) = next(c for c in axes.containers if hasattr(c, "has_xerr"))
+        assert points.get_xdata().tolist() == [0.0, 0.257]
+        ends = [segment[:, 0].tolist() for segment in arms.get_segments()]
+        assert ends == [pytest.approx([0.0, 0.0]), pytest.approx([0.2, 0.3])]
+
     def test_the_first_name_is_on_top(self) -> None:
-        axes = _position_bias_bars(["first", "second"]).axes[0]
+        axes = _rate_points(["first", "second"]).axes[0]
         first, second = (axes.transData.transform((0, tick))[1] for tick in axes.get_yticks())
         assert first > second
 
@@ -245,7 +253,7 @@ class TestRefusals:
 
     def test_a_missing_interval(self) -> None:
         with pytest.raises(OptionError, match="an interval per value"):
-            position_bias_bars(["a", "b"], [0.1, 0.2], [(0.0, 0.2)])
+            rate_points(["a", "b"], [0.1, 0.2], [(0.0, 0.2)])
 
     def test_a_matrix_of_another_shape(self) -> None:
         with pytest.raises(OptionError, match="2 rows and columns"):

@@ -23,7 +23,7 @@ from morlaif_hub.errors import (
     UnknownNameError,
 )
 from morlaif_hub.hub.manifest import BaseIdentity
-from morlaif_hub.judges import likelihood, local
+from morlaif_hub.judges import examples, likelihood, local
 from morlaif_hub.judges.base import (
     JUDGES,
     Judge,
@@ -245,7 +245,7 @@ class TestTemplates:
     def test_the_hash_is_that_of_the_texts(self) -> None:
         judges = [LocalJudge(tiny_language_model()), LikelihoodJudge(tiny_language_model())]
         hashes = {judge.prompt_sha256 for judge in judges}
-        assert hashes == {prompt_sha256(local.QUESTION), prompt_sha256(likelihood.REQUEST)}
+        assert hashes == {prompt_sha256(examples.QUESTION), prompt_sha256(likelihood.REQUEST)}
         assert len(hashes) == 2
         assert prompt_sha256(Template("ab"), Template("c")) != prompt_sha256(
             Template("a"), Template("bc")

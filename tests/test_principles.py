@@ -308,7 +308,14 @@ class TestBuiltInSets:
         criteria = {p.criterion for p in load_constitution("single-objective").principles}
         assert len(criteria) >= 12
 
-    @pytest.mark.parametrize("name", ["morlaif-12", "single-objective"])
+    def test_the_umbrella_of_the_baseline_has_probes_in_which_length_gives_nothing_away(
+        self,
+    ) -> None:
+        (umbrella,) = load_constitution("constitutional").principles
+        assert umbrella.name == "constitutional"
+        assert probe_faults(umbrella) == []
+
+    @pytest.mark.parametrize("name", ["morlaif-12", "single-objective", "constitutional"])
     def test_every_principle_says_its_direction_in_words(self, name: str) -> None:
         for principle in load_constitution(name).principles:
             assert principle.high_score.startswith("A high score means "), principle.name

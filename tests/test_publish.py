@@ -26,10 +26,12 @@ from morlaif_hub.hub.manifest import (
     FeedbackManifest,
     Manifest,
     PreferenceModelManifest,
+    RateRecord,
     read_manifest,
 )
 from morlaif_hub.models.language_model import model_folder
 from morlaif_hub.policies.artifact import load_policy
+from morlaif_hub.publish.links import _without_folders
 from morlaif_hub.publish.making import base_artifact
 from morlaif_hub.publish.plan import PushPlan
 from morlaif_hub.publish.push import plan_push, push_to_hub
@@ -412,6 +414,23 @@ def test_a_judges_folder_is_not_told(made: Made) -> None:
     assert "likelihood:judge" in card
 
 
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("likelihood:/home/ann/judge?temperature=0.2", "likelihood:judge?temperature=0.2"),
+        (
+            "single-objective:local:./models/judge?examples=2&constitution=/home/ann/own.toml",
+            "single-objective:local:judge?examples=2&constitution=own.toml",
+        ),
+        ("local:~/judge", "local:judge"),
+        ("local:ann/judge@v1", "local:ann/judge@v1"),
+        ("openai:m?base_url=http://host:8000/v1", "openai:m?base_url=http://host:8000/v1"),
+    ],
+)
+def test_no_folder_in_a_judges_spec_is_told(spec: str, told: str) -> None:
+    assert _without_folders(spec) == told
+
+
 # What others claim.
 
 
@@ -560,3 +579,16 @@ def test_a_bank_of_other_golden_scores_fails(made: Made) -> None:
     assert verdicts(found)["golden scores of conciseness"] == "fails"
     with pytest.raises(ArtifactError, match="golden scores are off by 1"):
         PMBank.from_pretrained(made.workspace.bank, base=made.base)
+
+
+@pytest.mark.usefixtures("ann")
+@pytest.mark.parametrize("field", ["consistency", "human_agreement", "tie_rate", "mean_entropy"])
+def test_a_figure_of_a_judges_bias_that_is_off_fails(field: str, made: Made) -> None:
+    folder = made.workspace.feedback("detail")
+    bias = read_manifest(folder, FeedbackManifest).bias
+    rate = RateRecord(value=0.123, interval=(0.1, 0.2), n=9)
+    off = 0.123 if field in ("tie_rate", "mean_entropy") else rate
+    assert verify(folder).holds
+    change(folder, FeedbackManifest, bias=replace(bias, **{field: off}))
+    failed = [c for c, verdict in verdicts(verify(folder)).items() if verdict == "fails"]
+    assert failed == [field.replace("_", " ")]

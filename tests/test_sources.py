@@ -1,6 +1,7 @@
 """Which files a source means, and how each kind becomes rows or an error that says where."""
 
 import gzip
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -11,7 +12,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from morlaif_hub import sources
 from morlaif_hub.errors import DataError, MissingColumnError
 from morlaif_hub.sources import ROW_SUFFIXES, Split, data_files, parse_rows, resolve_source
 
@@ -302,3 +306,40 @@ def test_parquet_without_any_column_asked_for_is_another_kind_of_file(tmp_path: 
         MissingColumnError, match=r"words\.parquet: row 1: no word, only \['other'\]"
     ):
         read(path)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None)
+@given(st.lists(values, max_size=6), st.integers(1, 9), st.sampled_from([None, 1]))
+def test_a_list_is_read_as_json_does_in_pieces_of_any_size(
+    items: list[Any], chunk: int, indent: int | None
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_LIST_CHUNK", chunk)
+        text = json.dumps(items, indent=indent) + "\n"
+        assert list(sources._list_items(io.StringIO(text))) == items
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2", "[1,, 2]", "[1, 2]]", "[1 2]", "[", "[1,]", "[1}", "[,1]"]
+)
+def test_what_is_no_list_is_refused_as_json_does(text: str) -> None:
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(text)
+    with pytest.raises(json.JSONDecodeError):
+        list(sources._list_items(io.StringIO(text)))
+
+
+def test_a_list_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "words.json"
+    path.write_text(json.dumps([{"word": f"word {i}"} for i in range(40_000)])[:-100])
+    words = parse_rows(data_files(resolve_source(path)), word, columns=COLUMNS)
+    assert next(words) == "word 0"
+    with pytest.raises(DataError, match=r"words\.json: not JSON: after row 399\d\d: "):
+        list(words)

@@ -15,12 +15,29 @@ from morlaif_hub.cli.command import (
     local,
     seed_option,
 )
+from morlaif_hub.cli.judge_options import (
+    Estimate,
+    JudgeProgress,
+    find_out,
+    judge_of,
+    judge_options,
+)
 from morlaif_hub.cli.progress import Progress
-from morlaif_hub.cli.tables import Cell, doubts, paragraphs, table, validation_table
-from morlaif_hub.evaluation.wording import percent
+from morlaif_hub.cli.tables import (
+    Cell,
+    disagreements,
+    doubts,
+    paragraphs,
+    table,
+    validation_table,
+    wrapped,
+)
+from morlaif_hub.evaluation.wording import bounds, percent
 from morlaif_hub.workspace import Workspace
 
 if TYPE_CHECKING:
+    from morlaif_hub.cli.pairs import PairStream
+    from morlaif_hub.comparisons import Comparison
     from morlaif_hub.feedback.collect import CollectionPlan
     from morlaif_hub.hub.manifest import FeedbackManifest
 
@@ -123,15 +140,30 @@ def sample_pairs(
 @command("validate-judge", with_models=True)
 @click.argument("spec")
 @click.argument("principles", metavar="[PRINCIPLE...]", nargs=-1)
+@click.option(
+    "--pairs",
+    metavar="SRC",
+    help="Try it on some pairs between which people chose, too; a file, folder or Hub data set.",
+)
+@judge_options
 @constitution_option
+@seed_option
 def validate_judge(
-    _workspace: Workspace, *, spec: str, principles: tuple[str, ...], constitution: str
+    workspace: Workspace,
+    *,
+    spec: str,
+    principles: tuple[str, ...],
+    pairs: str | None,
+    constitution: str,
+    seed: int,
+    **asking: Any,
 ) -> Report:
     """Test the judge SPEC on the probes of principles.
 
     A probe is a pair with a known better side. Without PRINCIPLE it is tested on the whole set.
     `fit` means that the 95 % interval of its accuracy lies above one half, `wrong way` below it;
-    `unproven` that it contains one half.
+    `unproven` that it contains one half. People's choices, with --pairs, are less of a test: they
+    chose for many reasons, so a judge of one principle may be right and disagree.
     """
     from morlaif_hub.errors import DataError
     from morlaif_hub.principles import load_constitution
@@ -145,18 +177,47 @@ def validate_judge(
             "set, with prompt, better and worse"
         )
     from morlaif_hub.judges import validation
-    from morlaif_hub.judges.base import load_judge
 
-    judge = load_judge(spec)
-    with Progress() as progress:
+    judge = judge_of(spec, asking)
+    sample = [] if pairs is None else _choices(pairs, workspace, seed=seed)
+    find_out(judge)
+    with JudgeProgress(judge) as progress:
         progress.start("asking the judge", probes)
         records = validation.validate_judge(judge, wanted, progress=progress.advance)
+        if sample:
+            progress.start("asking about choices of people", len(sample) * len(wanted))
+        choices = validation.validate_on_choices(judge, wanted, sample, progress=progress.advance)
     data = {
         "judge": judge.spec,
         "principles": {name: asdict(record) for name, record in records.items()},
+        "choices": {name: asdict(record) for name, record in choices.items()},
     }
     verdicts = {p.name: records[p.name].verdict if p.name in records else None for p in wanted}
-    return Report(data, paragraphs(doubts(verdicts, "judge"), validation_table(records)))
+    rows: list[list[Cell]] = [
+        [name, found.n, found.accuracy, bounds(found.interval), found.verdict]
+        for name, found in choices.items()
+    ]
+    header = ("on choices of people", "n", "accuracy", "95 % interval", "verdict")
+    warnings = (doubts(verdicts, "judge"), disagreements(choices))
+    return Report(
+        data,
+        paragraphs(*warnings, validation_table(records), table(header, rows) if rows else ""),
+    )
+
+
+def _choices(pairs: str, workspace: Workspace, *, seed: int) -> "list[Comparison]":
+    from morlaif_hub.cli.pairs import pair_stream, shown
+    from morlaif_hub.errors import DataError
+    from morlaif_hub.judges.validation import sample_choices
+
+    with Progress() as progress:
+        sample = sample_choices(shown(pair_stream(pairs, workspace), progress), seed=seed)
+    if not sample:
+        raise DataError(
+            f"{pairs}: no pair has a human choice; give pairs with chosen and rejected responses "
+            "or with a human_choice"
+        )
+    return sample
 
 
 @command("collect-feedback", with_models=True)
@@ -179,6 +240,7 @@ def validate_judge(
     show_default=True,
     help="Of the dataset; the licence of the pairs has to allow for it.",
 )
+@judge_options
 @constitution_option
 @seed_option
 def collect_feedback(
@@ -194,7 +256,9 @@ def collect_feedback(
     """Let a judge label pairs, one dataset for each PRINCIPLE.
 
     The judge is tested on the principles' probes first; if it prefers the worse side, nothing is
-    labelled. Answers are kept as they come, so a run that was stopped goes on where it was.
+    labelled. Answers are kept as they come, so a run that was stopped goes on where it was. The
+    baseline with one principle drawn for each pair: PRINCIPLE `constitutional`, --constitution
+    constitutional, --judge single-objective:SPEC.
     Written to feedback/PRINCIPLE in the workspace, in place of what is there.
     """
     from morlaif_hub.principles import DEFAULT_CONSTITUTION, load_constitution
@@ -203,43 +267,64 @@ def collect_feedback(
     wanted = [chosen.get(name) for name in dict.fromkeys(principles)]
     if not dry_run:
         workspace.check_writable()
-    from morlaif_hub.cli.pairs import read_pairs
+    from morlaif_hub.cli.pairs import pair_stream, shown
     from morlaif_hub.feedback import collect
-    from morlaif_hub.judges.base import load_judge
 
-    given = read_pairs(pairs, workspace, limit=collecting["limit"])
+    # The stream ends at the limit by itself, having told what it left out until there.
+    judge = judge_of(spec, collecting)
+    stream = pair_stream(pairs, workspace, limit=collecting.pop("limit"))
     settings = collect.CollectSettings(**collecting)
-    judge = load_judge(spec)
-    if dry_run:
-        plan = collect.plan_feedback(wanted, given.comparisons, judge, settings=settings)
-        return _plan_report(plan, orders=judge.orders)
-    with Progress() as progress:
+    if not dry_run:
+        find_out(judge)
+    with JudgeProgress(judge) as progress:
+        given = shown(stream, progress)
+        if dry_run:
+            estimate = Estimate(judge)
+            each = estimate.add if estimate.known else None
+            plan = collect.plan_feedback(wanted, given, judge, settings=settings, each=each)
+            return _plan_report(plan, stream, orders=judge.orders, estimate=estimate)
         manifests = collect.collect_feedback(
             wanted,
-            given.comparisons,
+            given,
             judge,
             folder=workspace.all_feedback,
-            source=given.source,
+            source=stream.source,
             settings=settings,
             progress=progress,
         )
     theirs = "" if constitution == DEFAULT_CONSTITUTION else f" --constitution {constitution}"
-    report = _feedback_report(manifests, workspace)
+    report = _feedback_report(manifests, stream, workspace)
     return report._replace(next_step=f"morlaif-hub train-pm {' '.join(manifests)}{theirs}")
 
 
-def _plan_report(plan: "CollectionPlan", *, orders: bool) -> Report:
+def _plan_report(
+    plan: "CollectionPlan", stream: "PairStream", *, orders: bool, estimate: Estimate
+) -> Report:
     to_ask = plan.questions - plan.cached
-    data = {"questions": plan.questions, "cached": plan.cached, "to_ask": to_ask}
+    data: dict[str, Any] = {
+        "questions": plan.questions,
+        "cached": plan.cached,
+        "to_ask": to_ask,
+        "calls": to_ask * (2 if orders else 1),
+        "duplicates": stream.repeated,
+        "bad_rows": stream.bad,
+    }
     text = (
         f"{plan.questions:,} questions: {plan.cached:,} answers are cached, {to_ask:,} are to be "
         f"asked{', each in both orders' if orders else ''}. The judge's test comes on top."
     )
+    if estimate.known:
+        data["estimate"] = estimate.data()
+        text = f"{text}\n{estimate.text()}"
     return Report(data, text)
 
 
-def _feedback_report(manifests: "Mapping[str, FeedbackManifest]", workspace: Workspace) -> Report:
+def _feedback_report(
+    manifests: "Mapping[str, FeedbackManifest]", stream: "PairStream", workspace: Workspace
+) -> Report:
     data = {
+        "duplicates": stream.repeated,
+        "bad_rows": stream.bad,
         "principles": {
             name: {
                 "pairs": manifest.train_pairs + manifest.test_pairs,
@@ -247,13 +332,15 @@ def _feedback_report(manifests: "Mapping[str, FeedbackManifest]", workspace: Wor
                 "test_pairs": manifest.test_pairs,
                 "validated": manifest.judge.validated,
                 "validation": manifest.judge.validation and asdict(manifest.judge.validation),
+                "choices": manifest.judge.choices and asdict(manifest.judge.choices),
                 "bias": asdict(manifest.bias),
                 "calls": manifest.calls,
                 "cost_usd": manifest.cost_usd,
+                "unanswered": [asdict(record) for record in manifest.unanswered],
                 "path": local(workspace.feedback(name)),
             }
             for name, manifest in manifests.items()
-        }
+        },
     }
     rows: list[list[Cell]] = []
     for name, manifest in manifests.items():
@@ -284,5 +371,27 @@ def _feedback_report(manifests: "Mapping[str, FeedbackManifest]", workspace: Wor
         "agrees with people",
         "dataset",
     )
-    text = paragraphs(doubts(verdicts, "judge"), table(header, rows))
+    text = paragraphs(
+        doubts(verdicts, "judge"),
+        disagreements({name: manifest.judge.choices for name, manifest in manifests.items()}),
+        _unanswered(manifests),
+        table(header, rows),
+    )
     return Report(data, text)
+
+
+def _unanswered(manifests: "Mapping[str, FeedbackManifest]") -> list[str]:
+    """Return what got no verdict: how much, and the most frequent reasons."""
+    lines = []
+    for name, manifest in manifests.items():
+        left_out = sum(record.n for record in manifest.unanswered)
+        if left_out:
+            pairs = manifest.train_pairs + manifest.test_pairs + left_out
+            reasons = "; ".join(f"{record.reason}: {record.n:,}" for record in manifest.unanswered)
+            lines.append(
+                wrapped(
+                    f"NO VERDICT on {left_out:,} of {pairs:,} pairs for {name}, which are left out "
+                    f"({reasons}). The next run asks them again."
+                )
+            )
+    return lines

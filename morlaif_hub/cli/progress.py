@@ -28,11 +28,11 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._finish()
+        self.finish()
 
     def start(self, stage: str, total: int | None) -> None:
         """Begin a stage, in words, of `total` units if that is known; the one before it is over."""
-        self._finish()
+        self.finish()
         self._stage, self._done = stage, 0
         if not sys.stderr.isatty():
             click.echo(stage if total is None else f"{stage} ({total:,} to do)", err=True)
@@ -53,7 +53,8 @@ class Progress:
             self.start(stage, total)
         self.advance(done - self._done)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """End the stage, so that something else can be said."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -4,18 +4,23 @@ An artifact's folder holds `data/train.parquet` and `data/test.parquet`. Half of
 follow from the others; when a set is read they are worked out again, since it may be a stranger's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow
+from numpy.typing import NDArray
 from pyarrow import parquet
 
 from morlaif_hub.comparisons import Comparison, split_by_prompt
 from morlaif_hub.errors import ArtifactError, DataError, JudgeError, MissingColumnError
-from morlaif_hub.figures import png, position_bias_bars
+from morlaif_hub.feedback.bias import bias_figure
+from morlaif_hub.feedback.spool import SPLITS, Spool
+from morlaif_hub.figures import png
 from morlaif_hub.hub.artifact import FIGURES_FOLDER, open_artifact, seal, stage
 from morlaif_hub.hub.client import Resolved, fetch
 from morlaif_hub.hub.manifest import MANIFEST_NAME, DatasetReference, FeedbackManifest
@@ -43,6 +48,7 @@ COLUMNS = (
     "margin",
     "human_choice",
 )
+ROWS_AT_ONCE = 2_000  # in memory while a set is written; of each row group
 _CLOSE = 1e-6  # how far a number may be off what follows from the others
 
 
@@ -124,7 +130,8 @@ def features() -> "Features":
 def to_row(labelled: Labelled) -> dict[str, Any]:
     """Return the row of a verdict. `margin` is in log-odds, >= 0; of a tie, A is `chosen`."""
     comparison, verdict = labelled
-    a_is_chosen = verdict.probability_a >= 0.5
+    probability_a = verdict.probability_a
+    a_is_chosen = probability_a >= 0.5
     sides = (comparison.response_a, comparison.response_b)
     chosen, rejected = sides if a_is_chosen else sides[::-1]
     return {
@@ -132,14 +139,14 @@ def to_row(labelled: Labelled) -> dict[str, Any]:
         "prompt": [dict(message) for message in comparison.prompt],
         "response_a": comparison.response_a,
         "response_b": comparison.response_b,
-        "probability_a": verdict.probability_a,
+        "probability_a": probability_a,
         "probability_a_first": verdict.probability_a_first,
         "probability_a_second": verdict.probability_a_second,
         "flipped": verdict.flipped,
-        "tie": verdict.tie,
+        "tie": probability_a == 0.5,
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": rejected}],
-        "margin": abs(float(log_odds(verdict.probability_a))),
+        "margin": abs(float(log_odds(probability_a))),
         "human_choice": comparison.human_choice,
     }
 
@@ -192,12 +199,39 @@ def held_out_prompts(
     return split_by_prompt(everything, test_fraction=test_fraction, seed=seed)
 
 
-def write_feedback(folder: Path, splits: Splits, *, manifest: FeedbackManifest) -> FeedbackManifest:
+def held_out_rows(spool: Spool, *, test_fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Return which comparisons go to the test split, by the rule of `held_out_prompts`.
+
+    Args:
+        spool: All that are to be split.
+        test_fraction: Share of the prompts to draw.
+        seed: Another seed draws others.
+
+    Returns:
+        Shape (n,), in the order of the spool.
+    """
+    ids, prompts = np.unique(spool.prompt_ids, return_inverse=True)
+    in_train, in_test, unknown = (
+        np.isin(np.arange(len(ids)), prompts[spool.splits == SPLITS[side]])
+        for side in ("train", "test", None)
+    )
+    if in_train.any() and in_test.any() and not unknown.any():
+        return np.asarray(~in_train[prompts])
+    drawn = split_by_prompt(
+        (str(identifier, "ascii") for identifier in ids), test_fraction=test_fraction, seed=seed
+    )
+    held_out = np.fromiter((str(i, "ascii") in drawn for i in ids), dtype=bool, count=len(ids))
+    return np.asarray(held_out[prompts])
+
+
+def write_feedback(
+    folder: Path, rows: Iterable[tuple[Split, Labelled]], *, manifest: FeedbackManifest
+) -> FeedbackManifest:
     """Write a feedback dataset's artifact: data, figure, manifest and card, all or nothing.
 
     Args:
         folder: Replaced if it exists.
-        splits: The rows.
+        rows: Each with its side; written in portions as they come.
         manifest: Without its files.
 
     Returns:
@@ -207,17 +241,34 @@ def write_feedback(folder: Path, splits: Splits, *, manifest: FeedbackManifest) 
         WorkspaceError: If the folder cannot be written.
     """
     with stage(folder) as staging:
-        (staging / DATA_FOLDER).mkdir()
-        for split, items in (("train", splits.train), ("test", splits.test)):
-            table = pyarrow.Table.from_pylist(
-                [to_row(item) for item in items], schema=features().arrow_schema
-            )
-            parquet.write_table(table, staging / DATA_FOLDER / f"{split}.parquet")
-        bias = manifest.bias.position_bias
-        figure = position_bias_bars([manifest.principle.name], [bias.value], [bias.interval])
+        _write_rows(staging / DATA_FOLDER, rows)
         (staging / FIGURES_FOLDER).mkdir()
-        (staging / FIGURES_FOLDER / "position_bias.png").write_bytes(png(figure))
+        figure = png(bias_figure(manifest.bias))
+        (staging / FIGURES_FOLDER / "judge_bias.png").write_bytes(figure)
         return seal(staging, manifest)
+
+
+def _write_rows(folder: Path, rows: Iterable[tuple[Split, Labelled]]) -> None:
+    folder.mkdir()
+    schema = features().arrow_schema
+    waiting: dict[Split, list[dict[str, Any]]] = {"train": [], "test": []}
+    with ExitStack() as files:
+        writers = {
+            split: files.enter_context(parquet.ParquetWriter(folder / f"{split}.parquet", schema))
+            for split in waiting
+        }
+
+        def write(split: Split) -> None:
+            writers[split].write_table(pyarrow.Table.from_pylist(waiting[split], schema=schema))
+            waiting[split].clear()
+
+        for split, labelled in rows:
+            waiting[split].append(to_row(labelled))
+            if len(waiting[split]) == ROWS_AT_ONCE:
+                write(split)
+        for split, left in waiting.items():
+            if left:
+                write(split)
 
 
 def data_sha256(manifest: FeedbackManifest) -> str:

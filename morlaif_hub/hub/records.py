@@ -85,78 +85,12 @@ class PrincipleRecord:
 
 
 @plain_record
-class PartRecord:
-    """Accuracy on one part of the probes: the better side longer, shorter or equally long."""
-
-    part: Literal["longer", "shorter", "equal"]
-    accuracy: Probability
-    n: Count
-
-
-@plain_record
-class ValidationRecord:
-    """Accuracy on a principle's probes and what follows from it.
-
-    Attributes:
-        verdict: `fit` if the Wilson 95 % interval lies above 0.5, `wrong way` if below, else
-            `unproven`.
-        accuracy: Share of probes whose better side is preferred; ties count one half.
-        interval: Wilson 95 % interval of the accuracy.
-        n: Number of probes.
-        parts: The accuracy by whether the better side is longer, shorter or equally long.
-        first_share: Share of all answers, over both orders, that prefer the response shown first;
-            null for what has no order.
-        length_correlation: Correlation, in [-1, 1], of the preference with the difference in
-            words; null where it is undefined.
-    """
-
-    verdict: Verdict
-    accuracy: Probability
-    interval: Bounds
-    n: Count
-    parts: tuple[PartRecord, ...]
-    first_share: Probability | None
-    length_correlation: Finite | None
-
-
-@plain_record
-class JudgeRecord:
-    """Who labelled: the judge's spec, the base of a local one and the hash of its prompts."""
-
-    spec: str
-    base: BaseIdentity | None
-    prompt_sha256: Sha256
-    validated: bool
-    validation: ValidationRecord | None
-
-
-@plain_record
 class RateRecord:
     """A rate with its 95 % interval, which resamples prompts, and the number of pairs."""
 
     value: Finite
     interval: Bounds
     n: Count
-
-
-@plain_record
-class BiasReport:
-    """How much a judge's answers depended on the order of the responses.
-
-    Attributes:
-        position_bias: P(the response shown first is preferred) - 0.5, in [-0.5, 0.5].
-        flip_rate: Share of pairs whose preferred response changes with the order.
-        tie_rate: Share of pairs with a debiased probability of exactly one half.
-        mean_entropy: Mean entropy of the debiased probabilities, in bits, in [0, 1].
-        human_agreement: Share of pairs, of those with a human choice, on which the judge agrees;
-            null if there are none.
-    """
-
-    position_bias: RateRecord
-    flip_rate: RateRecord
-    tie_rate: Probability
-    mean_entropy: Probability
-    human_agreement: RateRecord | None
 
 
 @plain_record
@@ -377,7 +311,11 @@ class WeightFitRecord:
 
 @plain_record
 class PolicyCheckpoint:
-    """What was measured on held-out prompts at one step of training."""
+    """What was measured on held-out prompts at one step of training.
+
+    `distinct` is the share of different answers, `judged` the share that a judge prefers to those
+    before training, a tie counting one half; null where it was not measured.
+    """
 
     step: Count
     reward: Finite
@@ -385,3 +323,5 @@ class PolicyCheckpoint:
     kl: Finite
     words: Finite
     finished: Probability
+    distinct: Probability | None = None
+    judged: Probability | None = None

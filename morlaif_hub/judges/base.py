@@ -8,7 +8,7 @@ these three identify it in the cache of verdicts and in manifests.
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, runtime_checkable
@@ -90,6 +90,33 @@ def _preference(probability: float) -> float:
     return 0.5 + 0.5 * math.copysign(1.0, probability - 0.5) if probability != 0.5 else 0.5
 
 
+@dataclass(frozen=True)
+class Unanswered:
+    """Why a question got no verdict: it becomes no label, is reported, and is asked again.
+
+    Attributes:
+        reason: In a few words, the same for the same cause, since they are counted by it.
+    """
+
+    reason: str
+
+
+Answer = Verdict | Unanswered
+"""What a judge gives for one question."""
+
+
+class Answered(NamedTuple):
+    """The answer to one of many questions.
+
+    Attributes:
+        number: Which question, counted from 0 in the order in which they were drawn.
+        answer: Its verdict, or why it has none.
+    """
+
+    number: int
+    answer: Answer
+
+
 @runtime_checkable
 class Judge(Protocol):
     """Anything that answers questions."""
@@ -116,11 +143,13 @@ class Judge(Protocol):
 
     def verdicts(
         self, questions: Sequence[Question], *, progress: Progress | None = None
-    ) -> list[Verdict]:
-        """Return one verdict for each question, in order.
+    ) -> Sequence[Answer]:
+        """Return one answer for each question, in order.
+
+        A judge whose every question can be answered gives verdicts alone.
 
         Raises:
-            JudgeError: If a question gets no usable answer.
+            JudgeError: If what it gets is no usable answer, or nothing more can be asked.
         """
         ...
 
@@ -140,6 +169,28 @@ class RemoteJudge(Judge, Protocol):
         ...
 
 
+@runtime_checkable
+class StreamingJudge(RemoteJudge, Protocol):
+    """A remote judge that takes new questions while earlier ones are still open."""
+
+    def stream(self, questions: Iterable[Question]) -> Generator[list[Answered]]:
+        """Yield answers as they come, in any order, in lists that are not empty.
+
+        Each question is answered once. It is open from when it is drawn until its answer is
+        yielded, with all requests that it takes; at most `questions_at_once` are open. Questions
+        are drawn on the caller's thread when the next list is asked for, so whoever saves a list
+        before asking for the next one never has more to lose than the open questions. Closing
+        the iterator cancels them.
+
+        Args:
+            questions: Any number, drawn when there is room for more.
+
+        Raises:
+            JudgeError: If nothing more can be asked; all that was open has been yielded before.
+        """
+        ...
+
+
 JudgeFactory = Callable[..., Judge]
 """Takes what follows the colon of a spec, and options by keyword."""
 
@@ -147,10 +198,17 @@ JUDGES: Registry[JudgeFactory] = Registry("judge")
 
 
 @JUDGES.register("local")
-def _local(model: str, *, dtype: Literal["bfloat16", "float32"] = "bfloat16") -> Judge:
+def _local(
+    model: str,
+    *,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    examples: int = 0,
+    reasoning: int = 0,
+) -> Judge:
+    from morlaif_hub.judges.examples import Manner
     from morlaif_hub.judges.local import LocalJudge  # torch is only paid for when asked for
 
-    return LocalJudge.load(model, dtype=dtype)
+    return LocalJudge.load(model, dtype=dtype, manner=Manner(examples, reasoning))
 
 
 @JUDGES.register("likelihood")
@@ -165,12 +223,48 @@ def _likelihood(
     return LikelihoodJudge.load(model, temperature=temperature, dtype=dtype)
 
 
+@JUDGES.register("openai")
+def _openai(
+    model: str,
+    *,
+    base_url: str = "",
+    answers: Literal["auto", "logprobs", "structured", "samples"] = "auto",
+    samples: int = 8,
+    examples: int = 0,
+    reasoning: int = 0,
+    **server: Any,
+) -> Judge:
+    from morlaif_hub.judges.examples import Manner
+    from morlaif_hub.judges.openai_judge import OpenAIJudge  # as above
+    from morlaif_hub.judges.openai_server import server_of
+
+    return OpenAIJudge(
+        model, base_url, answers, samples, Manner(examples, reasoning), server_of(server)
+    )
+
+
+@JUDGES.register("single-objective")
+def _single_objective(
+    model: str, *, constitution: str = "single-objective", draw: int = 0, **options: Any
+) -> Judge:
+    from morlaif_hub.judges.single_objective import single_objective_judge
+
+    if not model:
+        raise OptionError(
+            "judge 'single-objective' asks another one; name it, as in single-objective:likelihood:"
+        )
+    return single_objective_judge(
+        load_judge(model, **options), constitution=constitution, draw=draw
+    )
+
+
 def load_judge(spec: str, **options: Any) -> Judge:
     """Return the judge of a spec.
 
     Args:
-        spec: `local:MODEL`, `likelihood:MODEL` or a plugin's `package/name:...`, optionally with
-            `?option=value&option=value`. No model, or `embedded`, means the embedded one.
+        spec: `local:MODEL`, `likelihood:MODEL`, `openai:MODEL`, `single-objective:SPEC` or a
+            plugin's `package/name:...`, optionally with `?option=value&option=value`. No model, or
+            `embedded`, means the embedded one.
         **options: For that kind of judge, such as `dtype="float32"`; they win over the spec's.
 
     Raises:
@@ -206,18 +300,34 @@ def spec_of(kind: str, model: str, **options: object) -> str:
 
 def ask(
     judge: Judge, questions: Sequence[Question], *, progress: Progress | None = None
-) -> list[Verdict]:
-    """Return a judge's verdicts, having checked that it gave one for each question.
+) -> list[Answer]:
+    """Return a judge's answers, having checked that it gave one for each question.
 
     Raises:
         JudgeError: If it did not.
     """
-    verdicts = judge.verdicts(questions, progress=progress)
-    if len(verdicts) != len(questions) or not all(isinstance(v, Verdict) for v in verdicts):
+    answers = list(judge.verdicts(questions, progress=progress))
+    if len(answers) != len(questions) or not all(isinstance(a, Answer) for a in answers):
         raise JudgeError(
             f"judge {judge.spec!r} must give one Verdict for each of {len(questions)} questions; "
-            f"it gave {len(verdicts)} answers. This is a fault of the judge, not of the data"
+            f"it gave {len(answers)} answers. This is a fault of the judge, not of the data"
         )
+    return answers
+
+
+def ask_all(
+    judge: Judge, questions: Sequence[Question], *, progress: Progress | None = None
+) -> list[Verdict]:
+    """Return a judge's verdicts where none may be lacking.
+
+    Raises:
+        JudgeError: If it did not give one for each question; the message has the first reason.
+    """
+    verdicts = []
+    for answer in ask(judge, questions, progress=progress):
+        if isinstance(answer, Unanswered):
+            raise JudgeError(f"judge {judge.spec!r} left a question unanswered: {answer.reason}")
+        verdicts.append(answer)
     return verdicts
 
 

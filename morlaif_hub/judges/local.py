@@ -1,10 +1,11 @@
 """A judge that asks a local model in words: which is better, A or B? In both orders.
 
-The answer is not sampled: it is read from the probabilities of the letters as next token.
+The answer is not sampled: it is read from the probabilities of the letters as next token. A judge
+that thinks aloud does so greedily first, and the letters are read after what it said.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,14 +16,16 @@ from morlaif_hub.comparisons import Comparison, Prompt
 from morlaif_hub.errors import OptionError
 from morlaif_hub.hub.manifest import BaseIdentity
 from morlaif_hub.judges.base import Progress, Question, Verdict, in_questions, spec_of
+from morlaif_hub.judges.examples import ANSWER, Manner
 from morlaif_hub.judges.likelihood import check_fits
-from morlaif_hub.judges.prompts import Template, prompt_sha256
 from morlaif_hub.models.formats import common_prefix, encode, prompt_text
+from morlaif_hub.models.generation import SamplingSettings, sample_rows
 from morlaif_hub.models.language_model import Dtype, LanguageModel
 from morlaif_hub.models.likelihood import Branches, next_token_log_probabilities
 from morlaif_hub.statistics import sigmoid
 
-QUESTION = Template.read("local.txt")
+PLAINLY = Manner()
+THOUGHTS_AT_ONCE = 32
 LETTERS = ("A", "B")
 SPACES = ("", "Ġ", "▁")  # a leading space, as byte-level BPE and SentencePiece write it
 
@@ -42,18 +45,28 @@ class LocalJudge:
     Attributes:
         language_model: Any causal language model; an instruction-tuned one is meant.
         spec: What makes this judge again.
+        manner: Whether it is shown worked examples, and may think aloud.
     """
 
     language_model: LanguageModel
     spec: str = "local:embedded"
     orders: bool = True
+    manner: Manner = field(default=PLAINLY)
 
     @classmethod
-    def load(cls, model: str, *, dtype: Dtype = "bfloat16") -> "LocalJudge":
+    def load(
+        cls, model: str, *, dtype: Dtype = "bfloat16", manner: Manner = PLAINLY
+    ) -> "LocalJudge":
         """Load the judge of a model by name; empty or `embedded` means the embedded one."""
         changed = None if dtype == "bfloat16" else dtype
-        spec = spec_of("local", model, dtype=changed)
-        return cls(LanguageModel.load(model or None, dtype=dtype), spec)
+        spec = spec_of(
+            "local",
+            model,
+            dtype=changed,
+            examples=manner.examples or None,
+            reasoning=manner.reasoning or None,
+        )
+        return cls(LanguageModel.load(model or None, dtype=dtype), spec, manner=manner)
 
     @property
     def base(self) -> BaseIdentity:
@@ -62,8 +75,8 @@ class LocalJudge:
 
     @property
     def prompt_sha256(self) -> str:
-        """Hash of the prompt template."""
-        return prompt_sha256(QUESTION)
+        """Hash of the prompt template and the worked examples."""
+        return self.manner.prompt_sha256
 
     def verdicts(
         self, questions: Sequence[Question], *, progress: Progress | None = None
@@ -82,10 +95,11 @@ class LocalJudge:
             prompts[comparison.prompt_id] = comparison.prompt
             for shown in _orders(comparison):
                 asked.setdefault(shown, {})[principle.criterion] = None
-        branches = [
-            self._branches(prompts[shown.prompt_id], shown, criteria=list(criteria))
+        texts = [
+            self._texts(prompts[shown.prompt_id], shown, criteria=list(criteria))
             for shown, criteria in asked.items()
         ]
+        branches = [self._branches(of_one) for of_one in self._thought_through(texts)]
         tell = in_questions(progress, questions=len(questions), pieces=len(branches))
         spellings = [self._spellings[letter] for letter in LETTERS]
         results = next_token_log_probabilities(
@@ -106,14 +120,46 @@ class LocalJudge:
             verdicts.append(Verdict(first_better[a_first, criterion], 1.0 - b_better))
         return verdicts
 
-    def _branches(self, prompt: Prompt, shown: _Shown, *, criteria: Sequence[str]) -> Branches:
-        tokenizer = self.language_model.tokenizer
-        texts = [
-            encode(tokenizer, question_text(tokenizer, prompt, shown[1:], criterion=criterion))
+    def _texts(self, prompt: Prompt, shown: _Shown, *, criteria: Sequence[str]) -> list[str]:
+        tokenizer, manner = self.language_model.tokenizer, self.manner
+        return [
+            question_text(tokenizer, prompt, shown[1:], criterion=criterion, manner=manner)
             for criterion in criteria
         ]
-        shared = common_prefix(texts)
-        branches = Branches(texts[0][:shared], [text[shared:] for text in texts])
+
+    def _thought_through(self, texts: Sequence[list[str]]) -> list[list[str]]:
+        """Return the texts with what the model thinks of each, up to where its letter comes."""
+        if not self.manner.reasoning:
+            return list(texts)
+        for of_one in texts:
+            self._branches(of_one)  # refuses what is too long before any of it is thought about
+        thoughts = self._thoughts([text for of_one in texts for text in of_one])
+        return [[f"{text}{next(thoughts)}\n{ANSWER}" for text in of_one] for of_one in texts]
+
+    def _thoughts(self, texts: Sequence[str]) -> Iterator[str]:
+        """Yield what the model says after each text, greedily, before it names its letter."""
+        settings = SamplingSettings(
+            max_new_tokens=self.manner.reasoning,
+            responses=1,
+            temperature=0.0,
+            stop=(ANSWER,),
+            batch_size=THOUGHTS_AT_ONCE,
+        )
+        model, tokenizer = self.language_model.model, self.language_model.tokenizer
+        encoded = [encode(tokenizer, text) for text in texts]
+        order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
+        said = [""] * len(texts)
+        for start in range(0, len(order), settings.batch_size):
+            rows = order[start : start + settings.batch_size]
+            answers = sample_rows(model, tokenizer, [encoded[i] for i in rows], settings)
+            for i, answer in zip(rows, answers, strict=True):
+                said[i] = answer.text
+        return iter(said)
+
+    def _branches(self, texts: Sequence[str]) -> Branches:
+        encoded = [encode(self.language_model.tokenizer, text) for text in texts]
+        shared = common_prefix(encoded)
+        branches = Branches(encoded[0][:shared], [text[shared:] for text in encoded])
         check_fits(self.language_model, branches)
         return branches
 
@@ -127,12 +173,17 @@ def _orders(comparison: Comparison) -> tuple[_Shown, _Shown]:
     return _Shown(prompt, a, b), _Shown(prompt, b, a)
 
 
-def question_text(tokenizer: Any, prompt: Prompt, shown: tuple[str, str], *, criterion: str) -> str:
+def question_text(
+    tokenizer: Any,
+    prompt: Prompt,
+    shown: tuple[str, str],
+    *,
+    criterion: str,
+    manner: Manner = PLAINLY,
+) -> str:
     """Return the question about two responses, in the order shown, as the model reads it."""
-    dialogue = "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in prompt)
-    first, second = shown
-    values = {"dialogue": dialogue, "first": first, "second": second, "criterion": criterion}
-    return prompt_text(tokenizer, [{"role": "user", "content": QUESTION.fill(values)}])
+    question = manner.question(prompt, shown, criterion)
+    return prompt_text(tokenizer, [*manner.turns(), {"role": "user", "content": question}])
 
 
 def letter_tokens(tokenizer: Any, letter: str) -> list[int]:

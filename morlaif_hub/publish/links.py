@@ -1,5 +1,6 @@
 """What an artifact names on this machine, found on the Hub, or noted as missing there."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -8,7 +9,7 @@ from morlaif_hub.bank.adapters import check_base, describe_base
 from morlaif_hub.errors import ArtifactError, ManifestError, ModelNotFoundError
 from morlaif_hub.hub.access import Asked
 from morlaif_hub.hub.artifact import open_artifact
-from morlaif_hub.hub.client import is_local, parse_repository
+from morlaif_hub.hub.client import parse_repository
 from morlaif_hub.hub.manifest import (
     BankManifest,
     BaseIdentity,
@@ -36,6 +37,12 @@ from morlaif_hub.publish.published import (
 )
 
 JudgeT = TypeVar("JudgeT", JudgeRecord, JudgeRecord | None)
+# After a colon (models) or an equals sign (options); what follows the colon of a URL is no path.
+_PATH_IN_SPEC = re.compile(r"(?<=[:=])(?:~|\.{0,2})/(?!/)[^?&]*")
+
+
+def _without_folders(spec: str) -> str:
+    return _PATH_IN_SPEC.sub(lambda found: Path(found[0]).name, spec)
 
 
 class Need(NamedTuple):
@@ -117,9 +124,7 @@ class Links:
         """Return a judge whose model is named by its repository, or at least by no path."""
         if judge is None:
             return judge
-        kind, _, model = judge.spec.partition(":")
-        if is_local(model):
-            judge = replace(judge, spec=f"{kind}:{Path(model).name}")
+        judge = replace(judge, spec=_without_folders(judge.spec))
         base = judge.base
         if base is None or base.repo_id is not None:
             return judge

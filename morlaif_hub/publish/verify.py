@@ -173,9 +173,16 @@ def _feedback_checks(manifest: FeedbackManifest, look: _Look) -> Iterator[Check]
     if not labelled:
         return
     report = bias_report([x.comparison for x in labelled], [x.verdict for x in labelled])
-    for name in ("position_bias", "flip_rate"):
-        said, seen = getattr(manifest.bias, name).value, getattr(report, name).value
+    for name in ("position_bias", "flip_rate", "consistency", "human_agreement"):
+        said, seen = getattr(manifest.bias, name), getattr(report, name)
+        if said is not None and seen is not None:  # sets of before lack some
+            yield near(name.replace("_", " "), said.value, seen.value, 1e-6)
+    for name in ("tie_rate", "mean_entropy"):
+        said, seen = getattr(manifest.bias, name), getattr(report, name)
         yield near(name.replace("_", " "), said, seen, 1e-6)
+    if manifest.bias.human_agreement is not None and report.human_agreement is None:
+        said = f"{manifest.bias.human_agreement.n:,} pairs"
+        yield Check("human agreement", said, "no pair has a human choice", "fails")
 
 
 def _bank_checks(manifest: BankManifest, look: _Look) -> Iterator[Check]:
@@ -210,7 +217,10 @@ def _policy_checks(manifest: PolicyManifest, look: _Look) -> Iterator[Check]:
     if manifest.form == "lora":
         yield same_weights(manifest.base.weights_sha256, policy.base.weights_sha256, "base weights")
     yield Check("adapter", manifest.form, "fits its base, every tensor", "holds")
-    if look.deep:
+    if look.deep and manifest.sft is not None:
+        loss = f"{manifest.sft.loss_after.value:.3f} nats"
+        yield Check("held-out loss", loss, "needs its dialogues", "not checked")
+    elif look.deep:
         yield Check("reward", f"{manifest.kl:.3f} nats of KL", "needs its prompts", "not checked")
 
 

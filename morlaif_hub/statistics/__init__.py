@@ -19,9 +19,11 @@ from morlaif_hub.statistics.intervals import (
     ValidationVerdict,
     bootstrap_interval,
     estimate_mean,
+    estimate_means,
     validation_verdict,
     wilson_interval,
 )
+from morlaif_hub.statistics.moments import RunningMoments
 from morlaif_hub.statistics.pairs import (
     SMALLEST_PROBABILITY,
     combine_orders,
@@ -40,6 +42,7 @@ __all__ = [
     "Estimate",
     "FloatArray",
     "Interval",
+    "RunningMoments",
     "ValidationVerdict",
     "bootstrap_interval",
     "calibration_bins",
@@ -50,6 +53,7 @@ __all__ = [
     "entropy_bits",
     "estimate_accuracy",
     "estimate_mean",
+    "estimate_means",
     "expected_calibration_error",
     "fit_logistic",
     "fit_temperature",

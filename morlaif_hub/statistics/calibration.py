@@ -31,6 +31,7 @@ from morlaif_hub.statistics.intervals import (
     central_interval,
     group_members,
     resampled_groups,
+    times_drawn,
 )
 
 FOLDS = 5
@@ -239,7 +240,7 @@ def _drawn_errors(table: _GapTable, *, seed: int, resamples: int) -> tuple[Float
     """
     sizes, noise = [], []
     for drawn in resampled_groups(len(table.counts), seed=seed, resamples=resamples):
-        times = _times_drawn(drawn)
+        times = times_drawn(drawn)
         counts = times @ table.counts
         share = counts / counts.sum(axis=1, keepdims=True)
         gaps = (times @ table.sums) / counts.sum(axis=1, keepdims=True)
@@ -255,10 +256,3 @@ def _mean_absolute(mean: float, deviation: float) -> float:
     ratio = mean / deviation
     density = math.sqrt(2 / math.pi) * math.exp(-ratio * ratio / 2)
     return float(deviation * density + mean * math.erf(ratio / math.sqrt(2)))
-
-
-def _times_drawn(drawn: NDArray[np.int64]) -> FloatArray:
-    """Return how often each group was drawn, shape (resamples, groups)."""
-    rows, count = drawn.shape
-    cells = drawn + count * np.arange(rows)[:, None]
-    return np.bincount(cells.ravel(), minlength=rows * count).reshape(rows, count).astype(float)

@@ -137,6 +137,54 @@ def estimate_mean(
     return Estimate(float(numbers.mean()), interval, numbers.size)
 
 
+def estimate_means(
+    columns: ArrayLike, groups: ArrayLike, *, seed: int = 0, resamples: int = 2000
+) -> list[Estimate]:
+    """Return the mean of every column, with intervals that come from one resampling of groups.
+
+    Each is what `estimate_mean` returns for the column alone; drawing once for all of them is
+    several times as fast, which counts where there are hundreds of thousands of groups.
+
+    Args:
+        columns: Shape (n, columns), n >= 1, finite.
+        groups: The group of each row, shape (n,).
+        seed: Of the resampling.
+        resamples: How many times the groups are drawn.
+
+    Raises:
+        OptionError: If there are no rows, a value is not finite, or the shapes differ.
+
+    Source:
+        As `bootstrap_interval`.
+
+    Example:
+        >>> [estimate.value for estimate in estimate_means([[1, 0], [0, 0]], ["a", "b"])]
+        [0.5, 0.0]
+    """
+    table = finite(columns, "columns")
+    if table.ndim != 2:
+        raise OptionError(f"columns must have two dimensions, got {table.ndim}")
+    member = group_members(groups, np.zeros(len(table)))
+    counts = np.bincount(member)
+    sums = np.stack([np.bincount(member, weights=column) for column in table.T], axis=1)
+    drawn_means = []
+    for drawn in resampled_groups(len(counts), seed=seed, resamples=resamples):
+        times = times_drawn(drawn)
+        drawn_means.append((times @ sums) / (times @ counts)[:, None])
+    draws = np.concatenate(drawn_means)
+    return [
+        Estimate(float(column.mean()), central_interval(drawn), len(table))
+        for column, drawn in zip(table.T, draws.T, strict=True)
+    ]
+
+
+def times_drawn(drawn: NDArray[np.int64]) -> FloatArray:
+    """Return how often each group was drawn, shape (resamples, groups), for draws of that shape."""
+    rows, count = drawn.shape
+    cells = drawn + count * np.arange(rows)[:, None]
+    return np.bincount(cells.ravel(), minlength=rows * count).reshape(rows, count).astype(float)
+
+
 def group_members(groups: ArrayLike, values: FloatArray) -> NDArray[np.intp]:
     """Return the number, from 0, of each value's group, shape (n,).
 
