@@ -23,6 +23,7 @@ from typing import NamedTuple
 import click
 import torch
 
+from benchmarks.options import threads_option
 from benchmarks.texts import Pairs, find_pairs
 from morlaif_hub.cli.command import COUNT, Report, command
 from morlaif_hub.cli.progress import Progress
@@ -166,19 +167,17 @@ def shown(results: Sequence[Result]) -> str:
 )
 @click.option("--seeds", type=COUNT, metavar="N", default=3, show_default=True, help="From 0 on.")
 @click.option("--tiny", is_flag=True, help="On a tiny model and made-up pairs.")
-@click.option("--threads", type=COUNT, metavar="N", help="Of torch. [default: torch's own choice]")
+@threads_option
 def main(
-    workspace: Workspace,  # noqa: ARG001 - every command has one
+    workspace: Workspace,
     *,
     pairs: str | None,
     forms: tuple[str, ...],
     seeds: int,
     tiny: bool,
-    threads: int | None,
 ) -> Report:
     """Show what preference models of each form learn from human choices."""
-    if threads:
-        torch.set_num_threads(threads)
+    del workspace  # nothing of it is used
     given = find_pairs(pairs, tiny=tiny, seed=0)
     with TemporaryDirectory(prefix="morlaif-") as scratch, Progress() as progress:
         tiny_base = save_tiny(Path(scratch), "llama", layers=4) if tiny else None

@@ -25,6 +25,15 @@ import click
 import torch
 
 from benchmarks.memory import Peak, peaks
+from benchmarks.options import (
+    adapters_timed_option,
+    dtype_option,
+    layers_option,
+    max_length_option,
+    pairs_option,
+    threads_option,
+    tiny_option,
+)
 from benchmarks.settings import ADAPTERS, DEPTHS, RESPONSES, Bench, Plan, Setting
 from benchmarks.tables import shown
 from benchmarks.texts import Pairs, find_pairs
@@ -67,15 +76,8 @@ def memory(plan: Plan, base: Path, pairs: Pairs, *, scratch: Path) -> list[Peak]
 
 
 @command("bank", with_models=True)
-@click.option("--tiny", is_flag=True, help="On a tiny model and short texts; else on the embedded.")
-@click.option(
-    "--layers",
-    type=click.Choice(list(DEPTHS)),
-    multiple=True,
-    default=list(DEPTHS),
-    show_default=True,
-    help="Where the adapters are, from the top; can be given several times.",
-)
+@tiny_option
+@layers_option(DEPTHS)
 @click.option(
     "--responses",
     type=click.Choice([str(n) for n in RESPONSES]),
@@ -84,20 +86,11 @@ def memory(plan: Plan, base: Path, pairs: Pairs, *, scratch: Path) -> list[Peak]
     show_default=True,
     help="To each prompt; can be given several times.",
 )
-@click.option("--pairs", metavar="SOURCE", help="Comparisons to take texts from.")
+@pairs_option("take texts from")
 @click.option("--texts", type=COUNT, metavar="N", help="Of a list. [default: 64; tiny: 16]")
-@click.option(
-    "--max-length", type=COUNT, metavar="N", default=512, show_default=True, help="In tokens."
-)
+@max_length_option
 @click.option("--repeats", type=COUNT, metavar="N", help="The median counts. [default: 5; tiny: 1]")
-@click.option(
-    "--adapters-timed",
-    type=click.IntRange(1, ADAPTERS),
-    metavar="N",
-    default=1,
-    show_default=True,
-    help="Of the 12, on which an opponent is timed in each turn.",
-)
+@adapters_timed_option("on which an opponent is timed in each turn")
 @click.option(
     "--opponents",
     type=click.Choice(["a", "b", "c"]),
@@ -106,16 +99,10 @@ def memory(plan: Plan, base: Path, pairs: Pairs, *, scratch: Path) -> list[Peak]
     show_default=True,
     help="Which to time; can be given several times. Scores are compared with those of a.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="bfloat16 measures the engine in it as well.",
-)
+@dtype_option("bfloat16 measures the engine in it as well.")
 @click.option("--memory", "with_memory", is_flag=True, help="Measure the memory as well.")
 @click.option("--no-times", is_flag=True, help="Measure nothing but the memory.")
-@click.option("--threads", type=COUNT, metavar="N", help="Of torch. [default: torch's own choice]")
+@threads_option
 @seed_option
 def main(
     workspace: Workspace,
@@ -124,13 +111,10 @@ def main(
     pairs: str | None,
     with_memory: bool,
     no_times: bool,
-    threads: int | None,
     **options: Any,
 ) -> Report:
     """Show how fast a bank of 12 preference models scores, and how far from the limit that is."""
     del workspace  # nothing of it is used
-    if threads:
-        torch.set_num_threads(threads)
     options["responses"] = [int(n) for n in options["responses"]]
     options["texts"] = options["texts"] or (16 if tiny else 64)
     options["repeats"] = options["repeats"] or (1 if tiny else 5)

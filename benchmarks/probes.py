@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.floors import tokens, unique_tokens
 from benchmarks.loops import BATCH
+from benchmarks.options import max_length_option, pairs_option, threads_option, tiny_option
 from benchmarks.texts import find_pairs, natural_texts
 from morlaif_hub.bank.bare import BareBase
 from morlaif_hub.bank.classifier import load_base
@@ -148,15 +149,13 @@ def _difference(scores: Tensor, plain: Tensor) -> float:
 
 
 @command("probes", with_models=True)
-@click.option("--tiny", is_flag=True, help="On a tiny model and short texts; else on the embedded.")
+@tiny_option
 @click.option("--responses", type=COUNT, metavar="N", default=1, show_default=True)
-@click.option("--pairs", metavar="SOURCE", help="Comparisons to take texts from.")
+@pairs_option("take texts from")
 @click.option("--texts", type=COUNT, metavar="N", help="Of the list. [default: 64; tiny: 16]")
-@click.option(
-    "--max-length", type=COUNT, metavar="N", default=512, show_default=True, help="In tokens."
-)
+@max_length_option
 @click.option("--repeats", type=COUNT, metavar="N", help="The median counts. [default: 5; tiny: 3]")
-@click.option("--threads", type=COUNT, metavar="N", help="Of torch. [default: torch's own choice]")
+@threads_option
 @seed_option
 def main(
     workspace: Workspace,
@@ -167,13 +166,10 @@ def main(
     responses: int,
     max_length: int,
     repeats: int | None,
-    threads: int | None,
     seed: int,
 ) -> Report:
     """Show what 12 probes of the middle layer cost, in forward passes of their base."""
     del workspace  # nothing of it is used
-    if threads:
-        torch.set_num_threads(threads)
     found = find_pairs(pairs, tiny=tiny, seed=seed)
     with TemporaryDirectory(prefix="morlaif-probes-") as place:
         base = save_tiny(Path(place, "base"), layers=TINY_LAYERS) if tiny else embedded_model()

@@ -16,10 +16,8 @@ them. In bfloat16 attention is the plain one, which is faster on processors than
 With one thread, seconds are those of the processor, which other programs do not change much.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -29,16 +27,22 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.adapters import SPREAD_OF_B, SPREAD_OF_HEAD
 from benchmarks.floors import tokens, unique_tokens
+from benchmarks.options import (
+    adapters_timed_option,
+    dtype_option,
+    layers_option,
+    max_length_option,
+    pairs_option,
+    threads_option,
+    tiny_option,
+)
 from benchmarks.settings import ADAPTERS, DEPTHS, TOLERANCE
+from benchmarks.steps import NAMES, Alone, Together, furthest, micro_batches
 from benchmarks.texts import find_pairs
 from morlaif_hub.bank.classifier import load_classifier
-from morlaif_hub.bank.layout import Ids
-from morlaif_hub.bank.training_rows import Item, TrainingRows
 from morlaif_hub.cli.command import COUNT, Report, command, seed_option
 from morlaif_hub.cli.progress import Progress
 from morlaif_hub.cli.tables import Cell, paragraphs, table, wrapped
@@ -48,11 +52,8 @@ from morlaif_hub.hub.manifest import InputFormat
 from morlaif_hub.models.embedded import embedded_model
 from morlaif_hub.models.formats import Encoder
 from morlaif_hub.models.language_model import load_tokenizer
-from morlaif_hub.preference_models.learner import Learner, Work
-from morlaif_hub.preference_models.losses import pair_losses
-from morlaif_hub.preference_models.new_adapters import new_adapters, slot_of
+from morlaif_hub.preference_models.new_adapters import new_adapters
 from morlaif_hub.preference_models.settings import GradientSettings
-from morlaif_hub.preference_models.together import ROW_TOKENS
 from morlaif_hub.preference_models.tokens import TokenPairs
 from morlaif_hub.workspace import Workspace
 from tests.tiny import save_tiny
@@ -60,7 +61,6 @@ from tests.tiny import save_tiny
 GOALS = {"quarter": 6.0, "all": 3.0}
 """How many times cheaper a step is to be, by a key of `DEPTHS`."""
 TINY_LAYERS = 8
-NAMES = tuple(f"principle-{i:02}" for i in range(ADAPTERS))
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,6 @@ class Plan:
     at_once: int
     dtype: str
     seed: int
-
-
-class Step(NamedTuple):
-    """What one step of one adapter gave.
-
-    Attributes:
-        loss: Its mean over the pairs.
-        gradients: By parameter, before they are cut.
-    """
-
-    loss: float
-    gradients: dict[str, Tensor]
 
 
 class Counts(NamedTuple):
@@ -156,117 +144,6 @@ class Found:
         }
 
 
-class Together:
-    """One step of all adapters, by this package."""
-
-    def __init__(self, model: Any, settings: GradientSettings, *, pad_token_id: int) -> None:
-        self.rows = TrainingRows(model, [slot_of(n) for n in NAMES], pad_token_id=pad_token_id)
-        self._settings = settings
-
-    def step(self, pairs: TokenPairs) -> tuple[float, dict[str, Step]]:
-        """Return the seconds of a step, and what it gave, by principle."""
-        nothing = TokenPairs([], [], np.array([]))
-        learners = {
-            slot_of(name): Learner(
-                name,
-                slot_of(name),
-                self.rows.parameters[slot_of(name)],
-                work=Work(pairs, nothing),
-                settings=self._settings,
-            )
-            for name in NAMES
-        }
-        everything = range(len(pairs))
-        scores: dict[str, dict[Ids, Tensor]] = {slot: {} for slot in learners}
-        start = clock()
-        items = [
-            (self.rows.read(a), self.rows.read(b))
-            for a, b in zip(pairs.first, pairs.second, strict=True)
-        ]
-        places: dict[Item, list[int]] = {}
-        for place, item in enumerate(items):
-            places.setdefault(item, []).append(place)
-
-        def look(row: list[Item], slot: str, its: dict[Ids, Tensor]) -> None:
-            of_row = [place for item in row for place in places[item]]
-            sides = [(its[items[i][0]], its[items[i][1]]) for i in of_row]
-            learners[slot].learn(sides, of_row, everything)
-            scores[slot].update({text: score.detach() for text, score in its.items()})
-
-        with self.rows.ready():
-            for row in self.rows.rows(list(places), ROW_TOKENS):
-                self.rows.each(row, list(learners), partial(look, row))
-        gradients = {slot: gradients_of(self.rows.parameters[slot]) for slot in learners}
-        for learner in learners.values():
-            learner.step(everything, 1.0)
-        seconds = clock() - start
-        labels = torch.tensor(pairs.probabilities, dtype=torch.float32)
-        found = {}
-        for slot, learner in learners.items():
-            d = torch.stack([scores[slot][a] - scores[slot][b] for a, b in items])
-            loss = float(pair_losses(d.cpu(), labels, loss=self._settings.loss).mean())
-            found[learner.principle] = Step(loss, gradients[slot])
-        return seconds, found
-
-
-class Alone:
-    """One step of one adapter after the other, by PEFT and PyTorch, as TRL does it.
-
-    Args:
-        rows: Of the same model; its heads read float32 there and here.
-        model: A PEFT model with the adapters.
-        settings: How to train.
-        pad_token_id: What texts are padded with.
-        at_once: Pairs of a step that are run at once.
-    """
-
-    def __init__(
-        self,
-        rows: TrainingRows,
-        model: Any,
-        settings: GradientSettings,
-        *,
-        pad_token_id: int,
-        at_once: int,
-    ) -> None:
-        self._rows, self._model = rows, model
-        self._settings, self._pad, self._at_once = settings, pad_token_id, at_once
-
-    def step(self, pairs: TokenPairs, name: str) -> tuple[float, Step]:
-        """Return the seconds of a step of one adapter, and what it gave."""
-        with self._rows.ready():
-            self._model.set_adapter(slot_of(name))
-            return self._step(pairs, self._rows.parameters[slot_of(name)])
-
-    def _step(self, pairs: TokenPairs, trained: dict[str, nn.Parameter]) -> tuple[float, Step]:
-        rate = self._settings.rate
-        optimizer = torch.optim.AdamW(trained.values(), lr=rate, weight_decay=0.0)
-        labels = torch.tensor(pairs.probabilities, dtype=torch.float32)
-        loss = 0.0
-        start = clock()
-        for some in micro_batches(pairs, self._at_once):
-            texts = [pairs.first[i] for i in some] + [pairs.second[i] for i in some]
-            first, second = self._scores(texts).chunk(2)
-            losses = pair_losses(first - second, labels[some], loss=self._settings.loss)
-            part = losses.sum() / len(pairs)
-            part.backward()
-            loss += part.item()
-        gradients = gradients_of(trained)
-        nn.utils.clip_grad_norm_(trained.values(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return clock() - start, Step(loss, gradients)
-
-    def _scores(self, texts: Sequence[Ids]) -> Tensor:
-        rows = [torch.tensor(text) for text in texts]
-        ids = pad_sequence(rows, batch_first=True, padding_value=self._pad)
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        outputs = self._model(input_ids=ids, attention_mask=mask, use_cache=False)
-        logits: Tensor = outputs.logits[:, 0].float()
-        return logits
-
-
 class Bench:
     """A base with adapters at one depth, on which steps are measured.
 
@@ -331,31 +208,6 @@ class Bench:
                 parameter.normal_(0.0, spread, generator=generator)
 
 
-def clock() -> float:
-    """Return seconds since some moment: of the processor, if there is one thread."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def micro_batches(pairs: TokenPairs, at_once: int) -> Iterator[list[int]]:
-    """Yield the places of pairs that are run at once alone."""
-    for start in range(0, len(pairs), at_once):
-        yield list(range(start, min(start + at_once, len(pairs))))
-
-
-def gradients_of(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return copies of gradients by parameter."""
-    return {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
-
-
-def furthest(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Return how far gradients are apart, as a share of the largest of their parameter."""
-    shares = [
-        float((found[name] - its).abs().max() / its.abs().max().clamp(min=1e-30))
-        for name, its in expected.items()
-    ]
-    return max(shares)
-
-
 def shortened(pairs: TokenPairs) -> TokenPairs:
     """Return pairs with their texts cut after a few tokens."""
     return TokenPairs(
@@ -383,31 +235,15 @@ def batches_of(
 
 
 @command("training", with_models=True)
-@click.option("--tiny", is_flag=True, help="On a tiny model and short texts; else on the embedded.")
-@click.option(
-    "--layers",
-    type=click.Choice(list(DEPTHS)),
-    multiple=True,
-    default=list(GOALS),
-    show_default=True,
-    help="Where the adapters are, from the top; can be given several times.",
-)
-@click.option("--pairs", metavar="SOURCE", help="Comparisons to train on.")
+@tiny_option
+@layers_option(GOALS)
+@pairs_option("train on")
 @click.option(
     "--batch-size", type=COUNT, metavar="N", default=16, show_default=True, help="Pairs per step."
 )
-@click.option(
-    "--max-length", type=COUNT, metavar="N", default=512, show_default=True, help="In tokens."
-)
+@max_length_option
 @click.option("--steps", type=COUNT, metavar="N", help="The median counts. [default: 5; tiny: 1]")
-@click.option(
-    "--adapters-timed",
-    type=click.IntRange(1, ADAPTERS),
-    metavar="N",
-    default=1,
-    show_default=True,
-    help="Of the 12, that take a step alone in each turn.",
-)
+@adapters_timed_option("that take a step alone in each turn")
 @click.option(
     "--at-once",
     type=COUNT,
@@ -416,27 +252,18 @@ def batches_of(
     show_default=True,
     help="Pairs that a step alone runs at once; 8 is TRL's default.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Of the base; adapters are float32.",
-)
-@click.option("--threads", type=COUNT, metavar="N", help="Of torch. [default: torch's own choice]")
+@dtype_option("Of the base; adapters are float32.")
+@threads_option
 @seed_option
 def main(
     workspace: Workspace,
     *,
     tiny: bool,
     pairs: str | None,
-    threads: int | None,
     **options: Any,
 ) -> Report:
     """Show how much cheaper a step of 12 preference models together is than 12 separate steps."""
     del workspace  # nothing of it is used
-    if threads:
-        torch.set_num_threads(threads)
     options["steps"] = options["steps"] or (1 if tiny else 5)
     plan = Plan(**options)
     with TemporaryDirectory(prefix="morlaif-training-") as place:

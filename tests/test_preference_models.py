@@ -13,7 +13,7 @@ from morlaif_hub.bank.bank import PMBank
 from morlaif_hub.bank.classifier import load_classifier
 from morlaif_hub.bank.trunk import head_inputs
 from morlaif_hub.comparisons import Comparison
-from morlaif_hub.errors import OptionError, TrainingError
+from morlaif_hub.errors import ArtifactError, OptionError, TrainingError
 from morlaif_hub.hub.artifact import open_artifact
 from morlaif_hub.hub.manifest import (
     DatasetReference,
@@ -36,7 +36,11 @@ from morlaif_hub.preference_models.measure import (
 )
 from morlaif_hub.preference_models.new_adapters import new_adapters
 from morlaif_hub.preference_models.preferences import Preferences, human_preferences
-from morlaif_hub.preference_models.settings import GradientSettings, default_learning_rate
+from morlaif_hub.preference_models.settings import (
+    GradientSettings,
+    Trainer,
+    default_learning_rate,
+)
 from morlaif_hub.preference_models.train import TrainSettings, train_preference_models
 from morlaif_hub.principles import Principle, load_constitution
 from tests.manifests import base_identity, preference_model_manifest
@@ -538,6 +542,53 @@ def test_a_run_that_dies_when_it_measures_does_not_train_again(
         load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "first")
     )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def base_with(folder: Path, **tokens: str | None) -> ModelFolder:
+    """Return a tiny base, of which the tokenizer's padding or end is changed or taken away."""
+    save_tiny(folder, layers=2)
+    tokenizer = tiny_tokenizer()
+    for name, token in tokens.items():
+        setattr(tokenizer, name, token)
+    tokenizer.save_pretrained(folder)
+    return model_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("missing", "trainer"),
+    [("pad_token", "together"), ("pad_token", "trl"), ("eos_token", "together")],
+)
+def test_one_token_for_padding_or_for_the_end_will_do(
+    missing: str, trainer: Trainer, preferences: Preferences, tmp_path: Path
+) -> None:
+    base = base_with(tmp_path / "base", **{missing: None})
+    (manifest,) = train_preference_models(
+        [preferences],
+        base=base,
+        folders=[tmp_path / "pm"],
+        settings=replace(SETTINGS, trainer=trainer),
+    )
+    assert manifest.input_format.append_eos == (missing == "pad_token")
+    assert _accuracy(manifest) >= 0.9
+    PMBank.from_pretrained(tmp_path / "pm", base=base.path)  # checks the golden scores
+
+
+def test_a_base_without_a_token_to_pad_with_says_what_to_do(
+    preferences: Preferences, tmp_path: Path
+) -> None:
+    """In training, whatever trains, and in a bank of what was trained when it still had one."""
+    whole = base_with(tmp_path / "whole")
+    probe = replace(SETTINGS, form="probe")
+    train_preference_models([preferences], base=whole, folders=[tmp_path / "pm"], settings=probe)
+    base = base_with(tmp_path / "base", pad_token=None, eos_token=None)
+    said = "neither a pad_token nor an eos_token.* name a token .* in tokenizer_config.json"
+    for settings in (SETTINGS, replace(SETTINGS, trainer="trl"), probe):
+        with pytest.raises(ArtifactError, match=said):
+            train_preference_models(
+                [preferences], base=base, folders=[tmp_path / "other"], settings=settings
+            )
+    with pytest.raises(ArtifactError, match=said):
+        PMBank.from_pretrained(tmp_path / "pm", base=base.path)
 
 
 def test_options_that_do_not_go_together_or_never_end_are_refused() -> None:

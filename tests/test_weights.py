@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from inspect import signature
@@ -13,12 +14,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from morlaif_hub import PMBank, compare_scalarizers, fit_weights
 from morlaif_hub.bank.artifact import write_bank
+from morlaif_hub.bank.members import Member
 from morlaif_hub.cli import labels as labelling
 from morlaif_hub.comparisons import Comparison, write_comparisons
-from morlaif_hub.errors import MorlaifHubError, OptionError, TrainingError
+from morlaif_hub.errors import DataError, MorlaifHubError, OptionError, TrainingError
 from morlaif_hub.feedback.collect import CollectSettings, collect_feedback
 from morlaif_hub.feedback.dataset import FeedbackDataset
 from morlaif_hub.hub.manifest import BankManifest, SourceRecord, read_manifest
@@ -484,18 +487,52 @@ def test_scores_that_are_kept_are_used(
     assert len(list(workspace.scores.iterdir())) == 1
 
 
-def feedback(comparisons: Sequence[Comparison], folder: Path) -> Path:
-    """Collect verdicts of a rule that likes length, as feedback on detail."""
-    principle = load_constitution().get("detail")
+@pytest.mark.parametrize("before", [0, 30], ids=["nothing kept", "some kept"])
+def test_only_what_is_missing_is_scored(
+    before: int, workspace: Workspace, labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where `score --pairs` began with all of the source, and was killed on the way."""
+    if before:
+        passed("score", "--pairs", labels, "--workspace", workspace.root)
+        (part,) = workspace.scores.glob("*/*.parquet")
+        parquet.write_table(parquet.read_table(part).slice(0, before), part)
+    bank = PMBank.from_pretrained(workspace.bank)
+    read = labelling.read_labels(str(labels), workspace, bank.members, verdicts=False)
+    wanted, scored, told = read.first(40), [], []
+    score = bank.score
+
+    def noted(prompts: Any, responses: Any, **more: Any) -> torch.Tensor:
+        scored.extend(responses)
+        return score(prompts, responses, **more)
+
+    monkeypatch.setattr(bank, "score", noted)
+    found = labelling.score_labels(bank, wanted, workspace, progress=told.append)
+    missing = pairs()[before:40]
+    assert scored == [text for pair in missing for text in (pair.response_a, pair.response_b)]
+    assert sum(told) == 40
+    for scores, side in zip(found, ("response_a", "response_b"), strict=True):
+        expected = score([p.prompt for p in pairs()[:40]], [getattr(p, side) for p in pairs()[:40]])
+        assert scores == pytest.approx(expected.double().numpy(), abs=1e-4)
+    scored.clear()
+    again = labelling.score_labels(bank, wanted, workspace, progress=told.append)
+    assert scored == []
+    np.testing.assert_array_equal(again, found)
+
+
+def feedback(
+    comparisons: Sequence[Comparison], folder: Path, *, name: str = "detail", sha256: str = "1" * 64
+) -> Path:
+    """Collect verdicts of a rule that likes length, as feedback on a principle."""
+    principle = load_constitution().get(name)
     collect_feedback(
         [principle],
         comparisons,
         RuleJudge(longer),
         folder=folder,
-        source=SourceRecord(name="numbers.jsonl", revision=None, sha256="1" * 64),
+        source=SourceRecord(name="numbers.jsonl", revision=None, sha256=sha256),
         settings=CollectSettings(unvalidated=True),
     )
-    return folder / "detail"
+    return folder / name
 
 
 def test_peoples_choices_in_the_workspaces_feedback_are_the_default(
@@ -546,22 +583,43 @@ def test_pairs_that_the_bank_learnt_from_are_left_out(workspace: Workspace, tmp_
         labelling.read_labels(source, workspace, bank.members, verdicts=False)
 
 
+def learner_of_choices(member: Member, sha256: str) -> Member:
+    """Return a member that learnt from people's choices in the pairs of that hash, with seed 3."""
+    assert member.manifest is not None
+    training = replace(member.manifest.training, labels="human", seed=3)
+    dataset = replace(member.manifest.dataset, sha256=sha256)
+    return replace(
+        member, manifest=replace(member.manifest, training=training, dataset=dataset, judge=None)
+    )
+
+
+def test_feedback_on_a_part_of_what_the_bank_learnt_from_is_left_out(workspace: Workspace) -> None:
+    """Which pairs of the whole were held out cannot be told from a part of them."""
+    others = pairs(20, "Now to")
+    place = feedback(pairs(), workspace.all_feedback)
+    feedback(others, workspace.all_feedback, name="empathy", sha256="2" * 64)
+    learner = learner_of_choices(PMBank.from_pretrained(workspace.bank).members[0], "1" * 64)
+    rest = labelling.read_labels(None, workspace, [learner], verdicts=False)
+    assert {pair.id for pair in rest.comparisons} == {pair.id for pair in others}
+    assert rest.left_out == 44
+    for verdicts in (False, True):
+        with pytest.raises(DataError, match="learnt from all 44"):
+            labelling.read_labels(str(place), workspace, [learner], verdicts=verdicts)
+
+
 def test_choices_that_the_bank_learnt_from_are_left_out(workspace: Workspace, labels: Path) -> None:
     """A preference model of people's choices names the file, and how it was split."""
     assert signature(human_preferences).parameters["test_fraction"].default == labelling.HELD_OUT
     bank = PMBank.from_pretrained(workspace.bank)
     everything = labelling.read_labels(str(labels), workspace, bank.members, verdicts=False)
-    first = bank.members[0]
-    assert first.manifest is not None
-    training = replace(first.manifest.training, labels="human", seed=3)
-    sha256 = everything.sources[0].sha256
-    dataset = replace(first.manifest.dataset, sha256=sha256)
-    learner = replace(
-        first, manifest=replace(first.manifest, training=training, dataset=dataset, judge=None)
-    )
+    learner = learner_of_choices(bank.members[0], everything.sources[0].sha256)
     rest = labelling.read_labels(str(labels), workspace, [learner], verdicts=False)
+    assert learner.manifest is not None
     learnt = human_preferences(
-        load_constitution().get("detail"), everything.comparisons, dataset=dataset, seed=3
+        load_constitution().get("detail"),
+        everything.comparisons,
+        dataset=learner.manifest.dataset,
+        seed=3,
     )
     assert tuple(rest.comparisons) == learnt.held_out.comparisons
     assert rest.left_out == 44 - len(rest.comparisons) > 20
@@ -574,9 +632,8 @@ def test_choices_that_the_bank_learnt_from_are_left_out(workspace: Workspace, la
         (lambda labels: ["--labels", labels, "--verdicts"], 1, "is no feedback data set"),
         (lambda labels: ["--labels", labels, "--limit", "7"], 1, "7 labelled pairs.*20 pairs"),
         (lambda labels: ["--labels", labels, "--scalarizer", "lin"], 1, "Did you mean 'linear'"),
-        (lambda labels: ["--labels", labels, "--scalarizer", "bernoulli_nash"], 1, "at least 0"),
     ],
-    ids=["no set", "no verdicts", "few", "scalarizer", "negative"],
+    ids=["no set", "no verdicts", "few", "scalarizer"],
 )
 def test_what_cannot_be_done_leaves_the_bank_as_it_is(
     change: Callable[[Path], list[Any]], code: int, message: str, workspace: Workspace, labels: Path
@@ -586,6 +643,37 @@ def test_what_cannot_be_done_leaves_the_bank_as_it_is(
     assert result.exit_code == code, result.stdout
     assert re.search(message, " ".join(result.stderr.split()))
     assert (workspace.bank / "morlaif.json").read_bytes() == before
+
+
+def test_weights_that_the_scalarizer_does_not_take_are_shown_and_not_written(
+    workspace: Workspace, labels: Path
+) -> None:
+    """People here do not like detail, and a geometric mean takes no weight below 0."""
+    before = (workspace.bank / "morlaif.json").read_bytes()
+    command = ("fit-weights", "--labels", labels, "--limit", "40", "--workspace", workspace.root)
+    refused = run(*command, "--scalarizer", "bernoulli_nash")
+    assert refused.exit_code == 1
+    shown = " ".join(refused.stdout.split())
+    for text in ("VIF", "above linear", "NOT WRITTEN: the bank", "--scalarizer linear"):
+        assert text in shown
+    assert "weights of at least 0" in shown
+    assert (workspace.bank / "morlaif.json").read_bytes() == before
+
+    data = run(*command, "--scalarizer", "bernoulli_nash", "--json")
+    assert data.exit_code == 1
+    found = json.loads(data.stdout)
+    assert list(found) == list(generator().JSON["fit-weights"])
+    assert "weights of at least 0" in found["problem"]
+    assert found["path"] is None
+    assert min(row["weight"] for row in found["weights"].values()) < 0
+
+    # The next step is that very command, with a scalarizer that takes them.
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith("next: morlaif-hub fit-weights --labels")
+    written = printed(*shlex.split(last)[2:])
+    assert written["weights"] == found["weights"]
+    assert (written["scalarizer"], written["problem"]) == ("linear", None)
+    assert PMBank.from_pretrained(workspace.bank).scalarizer == "linear"
 
 
 def test_a_bank_by_its_repository_is_pinned_by_a_new_one(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+from click.core import ParameterSource
 
 from morlaif_hub.cli.progress import quiet_libraries
 from morlaif_hub.workspace import Workspace
@@ -126,6 +127,17 @@ def constitution_option(function: Callable[..., Report]) -> Callable[..., Report
         show_default=True,
         help="The set of principles: a name, a plugin's package/name, or a TOML file.",
     )(function)
+
+
+def typed() -> list[click.Option]:
+    """Return those options of the command that runs that were typed, in the order of `--help`."""
+    context = click.get_current_context()
+    return [
+        option
+        for option in context.command.params
+        if isinstance(option, click.Option)
+        and context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+    ]
 
 
 def local(path: Path) -> str:

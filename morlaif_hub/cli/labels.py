@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pyarrow
 
 from morlaif_hub.bank.bank import PMBank
 from morlaif_hub.bank.members import Member
@@ -20,7 +21,7 @@ from morlaif_hub.hub.manifest import (
     manifest_kind,
 )
 from morlaif_hub.scoring.pairs import score_pairs
-from morlaif_hub.scoring.parts import RECORD, ScoresOf, scored_by
+from morlaif_hub.scoring.parts import Parts, ScoresOf, scored_by
 from morlaif_hub.scoring.processes import Processes
 from morlaif_hub.sources import resolve_source
 from morlaif_hub.statistics import FloatArray
@@ -100,7 +101,7 @@ def read_labels(
     found, feedback = (
         _workspace_labels(workspace) if source is None else _labels_of(source, workspace, verdicts)
     )
-    learnt = {*_in_feedback(members, feedback), *_among_choices(members, found)}
+    learnt = {*_in_feedback(members, feedback), *_among_choices(members, found, feedback)}
     kept = found.without(frozenset(learnt))
     if not kept.comparisons:
         raise DataError(
@@ -130,38 +131,55 @@ def score_labels(
 ) -> Scores:
     """Return a bank's scores of labelled pairs, which are kept in the workspace.
 
-    Where `score --pairs` has kept scores of the same source there, those are used and completed.
+    Where `score --pairs` has kept scores of the same source there, those are used; what is missing
+    is scored, and nothing else.
 
     Raises:
         MorlaifHubError: As `score_pairs`.
     """
-    comparisons, of = _to_score(bank, labels, workspace)
-    folder = workspace.scores / of.name
-    scored = score_pairs(bank, comparisons, folder, of=of, progress=progress)
-    wanted = {comparison.id: i for i, comparison in enumerate(labels.comparisons)}
-    scores = np.empty((2, len(wanted), len(bank.objectives)))
-    for table in scored.tables():
-        rows = [wanted.get(identifier, -1) for identifier in table["id"].to_pylist()]
-        to = np.array(rows, int)
-        kept = to >= 0
-        for column, name in enumerate(bank.objectives):
-            for side, letter in enumerate("ab"):
-                scores[side, to[kept], column] = table[f"{name}_{letter}"].to_numpy()[kept]
-    return Scores(*scores)
-
-
-def _to_score(
-    bank: PMBank, labels: Labels, workspace: Workspace
-) -> tuple[list[Comparison], ScoresOf]:
-    """Return what has to be scored: all of a source that was begun, else what is labelled."""
     members = scored_by(bank)
+    found = _Rows(labels.comparisons, bank.objectives)
     if labels.everything is not None:
         whole = ScoresOf(labels.sources[0], members)
-        if (workspace.scores / whole.name / RECORD).is_file():
-            return labels.everything, whole
-    ids = "\n".join(comparison.id for comparison in labels.comparisons)
-    these = SourceRecord(name="labels", revision=None, sha256=sha256(ids.encode()).hexdigest())
-    return labels.comparisons, ScoresOf(these, members)
+        for table in Parts(workspace.scores / whole.name, whole).kept():
+            found.take(table)
+    missing = found.missing()
+    progress(len(labels.comparisons) - len(missing))
+    if missing:
+        ids = "\n".join(comparison.id for comparison in missing)
+        these = SourceRecord(name="labels", revision=None, sha256=sha256(ids.encode()).hexdigest())
+        of = ScoresOf(these, members)
+        folder = workspace.scores / of.name
+        for table in score_pairs(bank, missing, folder, of=of, progress=progress).tables():
+            found.take(table)
+    return Scores(*found.scores)
+
+
+class _Rows:
+    """Scores of pairs, as they are found in tables.
+
+    Attributes:
+        scores: Of the responses A and B, shape (2, pairs, objectives); NaN where there is none yet.
+    """
+
+    def __init__(self, comparisons: Sequence[Comparison], objectives: Sequence[str]) -> None:
+        self._comparisons, self._objectives = comparisons, objectives
+        self._places = {comparison.id: i for i, comparison in enumerate(comparisons)}
+        self.scores = np.full((2, len(comparisons), len(objectives)), np.nan)
+
+    def take(self, table: pyarrow.Table) -> None:
+        """Take what a part has of these pairs."""
+        places = np.array([self._places.get(one, -1) for one in table["id"].to_pylist()], int)
+        ours = places >= 0
+        for column, name in enumerate(self._objectives):
+            for side, letter in enumerate("ab"):
+                values = table[f"{name}_{letter}"].to_numpy()
+                self.scores[side, places[ours], column] = values[ours]
+
+    def missing(self) -> list[Comparison]:
+        """Return the pairs that have no scores yet."""
+        there = ~np.isnan(self.scores).any(axis=(0, 2))
+        return [c for c, known in zip(self._comparisons, there, strict=True) if not known]
 
 
 class _Found(NamedTuple):
@@ -253,15 +271,24 @@ def _in_feedback(members: Sequence[Member], feedback: Sequence[FeedbackDataset])
             yield from (row.comparison.prompt_id for row in dataset.splits.train)
 
 
-def _among_choices(members: Sequence[Member], labels: Labels) -> Iterator[str]:
-    """Yield the prompts of people's choices that a member was trained on, in these very pairs."""
-    manifests = [member.manifest for member in members if member.manifest]
-    for manifest in manifests:
-        if manifest.training.labels == "human" == labels.kind and any(
-            manifest.dataset.sha256 == source.sha256 for source in labels.sources
-        ):
-            out: frozenset[str] = frozenset()
-            if labels.everything is not None:  # of a part of the pairs, the split is another one
-                seed = manifest.training.seed
-                out = held_out_prompts(labels.comparisons, test_fraction=HELD_OUT, seed=seed)
-            yield from set(labels.prompts) - out
+def _among_choices(
+    members: Sequence[Member], labels: Labels, feedback: Sequence[FeedbackDataset]
+) -> Iterator[str]:
+    """Yield the prompts of people's choices that a member was trained on.
+
+    Of the very pairs that it learnt from, those that it held out are known. Feedback may be on a
+    part of them, and how that part lies in the split of the whole is not: it yields all of it.
+    """
+    for manifest in (member.manifest for member in members if member.manifest):
+        learnt = manifest.dataset.sha256
+        if manifest.training.labels != "human":
+            continue
+        if labels.everything is not None and labels.sources[0].sha256 == learnt:
+            seed = manifest.training.seed
+            yield from set(labels.prompts) - held_out_prompts(
+                labels.comparisons, test_fraction=HELD_OUT, seed=seed
+            )
+            continue
+        for dataset in feedback:
+            if dataset.manifest.source.sha256 == learnt:
+                yield from (pair.prompt_id for pair in _pairs_of(dataset))

@@ -14,6 +14,7 @@ from morlaif_hub.cli.command import (
     hint,
     local,
     seed_option,
+    typed,
 )
 from morlaif_hub.cli.progress import Progress
 from morlaif_hub.cli.tables import (
@@ -31,6 +32,24 @@ if TYPE_CHECKING:
     from morlaif_hub.hub.manifest import PreferenceModelManifest
     from morlaif_hub.preference_models.preferences import Preferences
     from morlaif_hub.principles import Principle
+
+
+FORMS_WITH = {
+    "layers": ("lora",),
+    **dict.fromkeys(
+        (
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "loss",
+            "label_smoothing",
+            "distillation",
+            "trainer",
+        ),
+        ("lora", "full"),
+    ),
+}
+"""The forms that an option means something to, where those are not all."""
 
 
 @command("train-pm", with_models=True)
@@ -151,12 +170,14 @@ def train_pm(
 ) -> Report:
     """Train a preference model for each PRINCIPLE.
 
-    All share one run, which goes on where it was killed. Their accuracy on held-out pairs is shown
-    beside that of a rule that sees length alone, and they are tested on the principles' probes.
-    Written to pms/PRINCIPLE in the workspace, in place of what is there.
+    All share one run. Killed in its training of adapters or whole models, it goes on there; what is
+    before that, and probes, begin again. Their accuracy on held-out pairs is shown beside that of a
+    rule that sees length alone, and they are tested on the principles' probes. Written to
+    pms/PRINCIPLE in the workspace, in place of what is there.
     """
     from morlaif_hub.principles import load_constitution
 
+    _check_form(training["form"], training["trainer"])
     if (labels == "human") != (pairs is not None):
         raise click.UsageError("--labels human and --pairs SRC go together")
     chosen = load_constitution(constitution)
@@ -189,6 +210,26 @@ def train_pm(
         if not processes.main:
             raise click.exceptions.Exit(0)
     return _models_report(manifests, workspace)
+
+
+def _check_form(form: str, trainer: str) -> None:
+    """Refuse options that would change nothing, rather than ignore them.
+
+    Raises:
+        click.UsageError: If one was typed that the form has no use for.
+    """
+    for option in typed():
+        forms = FORMS_WITH.get(option.name or "", (form,))
+        if form not in forms:
+            raise click.UsageError(
+                f"{option.opts[0]} is for --form {' or '.join(forms)} and changes nothing for "
+                f"--form {form}; leave out either"
+            )
+    if (form, trainer) == ("full", "together"):
+        raise click.UsageError(
+            "--trainer together is for --form lora; whole models are trained one after another, "
+            "with --trainer trl"
+        )
 
 
 def _preferences(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from morlaif_hub.evaluation.wording import bounds, listed, number, percent
 
 if TYPE_CHECKING:
-    from morlaif_hub.hub.manifest import ValidationRecord
+    from morlaif_hub.hub.manifest import ChoiceRecord, ValidationRecord
 
 Cell = str | float | None
 """Text, a number of two digits after the point, a whole number, or nothing to say."""
@@ -29,7 +29,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     columns = [_column(title, [row[i] for row in cells]) for i, title in enumerate(header[:-1])]
     used = sum(len(column[0]) + len(GAP) for column in columns)
     last = [header[-1], *(_written(row[-1]) for row in cells)]
-    room = max(_width() - used, NARROWEST)
+    room = max(terminal_width() - used, NARROWEST)
     lines = []
     for *start, end in zip(*columns, last, strict=True):
         lead = "".join(cell + GAP for cell in start)
@@ -55,7 +55,7 @@ def legend(high_scores: Mapping[str, str]) -> str:
 def wrapped(text: str, *, indent: str = "") -> str:
     """Return a paragraph that fits the terminal, all lines but the first indented."""
     return textwrap.fill(
-        printable(text), _width(), subsequent_indent=indent, break_on_hyphens=False
+        printable(text), terminal_width(), subsequent_indent=indent, break_on_hyphens=False
     )
 
 
@@ -78,6 +78,29 @@ def doubts(verdicts: Mapping[str, str | None], what: str) -> list[str]:
         if names:
             lines.append(wrapped(sentence.format(listed(names))))
     return lines
+
+
+def disagreements(choices: "Mapping[str, ChoiceRecord | None]") -> list[str]:
+    """Return what has to be said of a judge that prefers what people had not chosen.
+
+    Args:
+        choices: How it did on what people had chosen, or None, by principle.
+    """
+    against = [
+        f"{name} ({percent(found.accuracy)} of {found.n} pairs, 95 % interval "
+        f"{bounds(found.interval)})"
+        for name, found in choices.items()
+        if found is not None and found.verdict == "wrong way"
+    ]
+    if not against:
+        return []
+    return [
+        wrapped(
+            f"AGAINST PEOPLE: the judge mostly prefers what people had not chosen, on "
+            f"{listed(against)}. People choose for many reasons and a principle is one, so it may "
+            "be right; look at some pairs with morlaif-hub inspect-feedback."
+        )
+    ]
 
 
 def validation_table(records: "Mapping[str, ValidationRecord]") -> str:
@@ -134,5 +157,6 @@ def _written(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else number(cell)
 
 
-def _width() -> int:
+def terminal_width() -> int:
+    """Return how many columns a line may have: those of the terminal, 120 at most."""
     return min(shutil.get_terminal_size(fallback=(100, 24)).columns, 120)

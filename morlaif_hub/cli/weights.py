@@ -1,5 +1,6 @@
 """The command that fits a bank's weights."""
 
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,9 +13,10 @@ from morlaif_hub.cli.banks import (
     load_bank,
     with_words,
 )
-from morlaif_hub.cli.command import COUNT, Report, command, hint, local, seed_option
+from morlaif_hub.cli.command import COUNT, Report, command, hint, local, seed_option, typed
 from morlaif_hub.cli.progress import Progress
 from morlaif_hub.cli.tables import Cell, paragraphs, table, wrapped
+from morlaif_hub.errors import MorlaifHubError
 from morlaif_hub.evaluation.wording import bounds, number
 from morlaif_hub.workspace import Workspace
 
@@ -62,7 +64,9 @@ def fit_weights(
     for a weighted sum, the scalarizer linear; their absolute values sum to 1, and a negative one
     says that people prefer the lower score. With 95 % intervals over prompts they are written into
     the workspace's bank, in place of what is there; one that was named by its repository is pinned
-    there, part by part, and itself left as it is.
+    there, part by part, and itself left as it is. Where the scalarizer takes no such weights, the
+    bank is left as it is and the exit code is 1; all is shown nevertheless, and the scores are
+    kept.
 
     Pairs of prompts that the preference models learnt from are left out, as far as the workspace
     tells. The accuracy of every scalarizer is shown beside that of equal weights; it is measured
@@ -87,8 +91,10 @@ def fit_weights(
     if labels.left_out:
         hint(f"{labels.left_out:,} labelled pairs are left out: preference models learnt from them")
     found = _fit(bank, labels.first(limit), workspace, seed)
-    _write(bank, found, workspace, chosen)
-    return _report(bank, found, workspace, chosen)
+    problem = _problem(bank, found, chosen)
+    if problem is None:
+        _write(bank, found, workspace, chosen)
+    return _report(bank, found, workspace, scalarizer=chosen, problem=problem)
 
 
 class _Found(NamedTuple):
@@ -126,15 +132,24 @@ def _fit(bank: "PMBank", labels: "Labels", workspace: Workspace, seed: int) -> _
     return _Found(labels, scores, fit, fitted, equal)
 
 
+def _problem(bank: "PMBank", found: _Found, scalarizer: str) -> str | None:
+    """Return why a scalarizer does not take the fitted weights; None if it does."""
+    from morlaif_hub.rewards import bind_scalarizer
+
+    try:
+        bind_scalarizer(scalarizer, bank.objectives, weights=found.fit.named)
+    except MorlaifHubError as error:
+        return str(error)
+    return None
+
+
 def _write(bank: "PMBank", found: _Found, workspace: Workspace, scalarizer: str) -> None:
     import numpy as np
 
     from morlaif_hub.bank.artifact import FittedWeights, write_bank
     from morlaif_hub.hub.manifest import RateRecord, WeightFitRecord, WeightRecord
-    from morlaif_hub.rewards import bind_scalarizer
 
     fit, quality = found.fit, found.fit.quality
-    bind_scalarizer(scalarizer, bank.objectives, weights=fit.named)
     rows = zip(fit.objectives, fit.weights.tolist(), fit.intervals, strict=True)
     weights = FittedWeights(
         tuple(WeightRecord(objective=o, value=w, interval=(*i,)) for o, w, i in rows),
@@ -155,13 +170,22 @@ def _write(bank: "PMBank", found: _Found, workspace: Workspace, scalarizer: str)
     )
 
 
-def _report(bank: "PMBank", found: _Found, workspace: Workspace, scalarizer: str) -> Report:
-    fit, labels = found.fit, found.labels
+def _report(
+    bank: "PMBank", found: _Found, workspace: Workspace, *, scalarizer: str, problem: str | None
+) -> Report:
+    fit, labels, folder = found.fit, found.labels, local(workspace.bank)
     whose = {"human": "people's choices", "feedback": "a judge's verdicts"}[labels.kind]
-    told = (
-        f"The weights, fitted on {whose} in {fit.pairs:,} pairs of {fit.prompts:,} prompts, are in "
-        f"the bank {local(workspace.bank)}, for {scalarizer}."
-    )
+    fitted = f"fitted on {whose} in {fit.pairs:,} pairs of {fit.prompts:,} prompts"
+    if problem is None:
+        told = f"The weights, {fitted}, are in the bank {folder}, for {scalarizer}."
+        next_step = "morlaif-hub steer --prompt '...'"
+    else:
+        told = (
+            f"NOT WRITTEN: the bank {folder} is as it was. The weights, {fitted}, are not for the "
+            f"scalarizer {scalarizer}: {problem}. Run it again with --scalarizer linear, which "
+            "takes any weights; the scores are kept."
+        )
+        next_step = f"morlaif-hub fit-weights {_again()}--scalarizer linear"
     text = with_words(
         bank,
         paragraphs([wrapped(f"WARNING: {warning}") for warning in fit.warnings]),
@@ -174,9 +198,22 @@ def _report(bank: "PMBank", found: _Found, workspace: Workspace, scalarizer: str
         **_data(found),
         "scalarizer": scalarizer,
         "warnings": list(fit.warnings),
-        "path": local(workspace.bank),
+        "problem": problem,
+        "path": folder if problem is None else None,
     }
-    return Report(data, text, "morlaif-hub steer --prompt '...'")
+    return Report(data, text, next_step, exit_code=0 if problem is None else 1)
+
+
+def _again() -> str:
+    """Return what decides on the fit, as it was typed, with a space behind it."""
+    given = click.get_current_context().params
+    words: list[str] = []
+    for option in typed():
+        if option.name in ("banks", "source", "verdicts", "limit", "seed"):
+            value = given[option.name]
+            for one in value if isinstance(value, tuple) else (value,):
+                words += [option.opts[0]] if one is True else [option.opts[0], str(one)]
+    return "".join(f"{shlex.quote(word)} " for word in words)
 
 
 def _data(found: _Found) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One preference model in training: its weights, their optimiser, and its best checkpoint."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from morlaif_hub.preference_models.losses import (
     check_scores,
     pair_losses,
 )
-from morlaif_hub.preference_models.saved_state import State
+from morlaif_hub.preference_models.saved_state import State, packed, put_back
 from morlaif_hub.preference_models.settings import GradientSettings
 from morlaif_hub.preference_models.tokens import Array, TokenPairs
 
@@ -148,10 +148,8 @@ class Learner:
 
     def state(self) -> State:
         """Return all that is needed to go on."""
-        moments = self._optimizer.state_dict()["state"]
-        tensors: dict[str, Tensor] = {f"now/{name}": p for name, p in self._parameters.items()}
+        tensors = packed(self._parameters, self._optimizer)
         tensors |= {f"best/{name}": t for name, t in self._best.items()}
-        tensors |= {f"moment/{i}/{k}": t for i, its in moments.items() for k, t in its.items()}
         selection = self._selection
         facts = {
             "failure": self.failure,
@@ -169,18 +167,9 @@ class Learner:
         self.failure, self.going = facts["failure"], facts["going"]
         start, trained = (facts[name] and Check(*facts[name]) for name in ("start", "trained"))
         self._selection = Selection(start, trained, facts["trained_at"], facts["without_better"])
-        moments: dict[int, dict[str, Any]] = {}
-        for name, tensor in state.tensors.items():
-            kind, _, rest = name.partition("/")
-            if kind == "now":
-                self._parameters[rest].data.copy_(tensor)
-            elif kind == "best":
-                self._best[rest].copy_(tensor)
-            else:
-                place, _, moment = rest.partition("/")
-                moments.setdefault(int(place), {})[moment] = tensor
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        put_back(state.tensors, self._parameters, self._optimizer)
+        for name, best in self._best.items():
+            best.copy_(state.tensors[f"best/{name}"])
 
     def _give_up(self, why: str, batch: Sequence[int]) -> None:
         pairs = ", ".join(map(str, batch))

@@ -24,6 +24,7 @@ from morlaif_hub.preference_models.measure import Made
 from morlaif_hub.preference_models.new_adapters import new_adapters, save_new_adapter, set_head
 from morlaif_hub.preference_models.preferences import LabelledPairs, Preferences
 from morlaif_hub.preference_models.settings import TrainSettings, default_learning_rate
+from morlaif_hub.preference_models.standing import Standings, Watcher
 from morlaif_hub.preference_models.starts import (
     MOST_PAIRS,
     Counter,
@@ -89,6 +90,7 @@ class Run:
         scratch: Gets a folder for each preference model.
         checkpoints: As for `train_preference_models`.
         progress: As there; told by the main process.
+        watch: The same.
     """
 
     def __init__(
@@ -100,10 +102,12 @@ class Run:
         scratch: Path,
         checkpoints: Path | None,
         progress: Progress | None,
+        watch: Watcher | None = None,
     ) -> None:
         self.base, self.encoder, self.settings = base, encoder, settings
         self.processes = Processes()
         self.tell = progress if progress and self.processes.main else _silent
+        self._watch: Watcher = watch if watch and self.processes.main else (lambda _standings: None)
         self._scratch, self._checkpoints = scratch, checkpoints
         self._depth, self._gradient = 0, settings.gradient
         self._trainer: Literal["together", "trl"] = "trl"
@@ -209,8 +213,14 @@ class Run:
         work = {job.name: job.work for job in jobs}
         heads = {job.name: job.begin.head.weight for job in jobs}
         model = new_adapters(self._classifier(), heads, gradient, seed=seed)
-        total = total_steps(work, gradient) * len(jobs)
-        count = Counter(partial(self.tell, f"train {', '.join(work)}"), total)
+        total = total_steps(work, gradient)
+        count = Counter(partial(self.tell, f"train {', '.join(work)}"), total * len(jobs))
+        standings = Standings(total, self._watch)
+
+        def advance(name: str, steps: int) -> None:
+            count(steps)
+            standings.advance(name, steps)
+
         try:
             results = train_together(
                 model,
@@ -219,7 +229,7 @@ class Run:
                 seed=seed,
                 pad_token_id=self.encoder.tokenizer.pad_token_id,
                 checkpoint=self._checkpoints,
-                progress=lambda _name, steps: count(steps),
+                progress=advance,
             )
         except NotPackableError as error:
             if self.settings.trainer == "together":
@@ -242,6 +252,13 @@ class Run:
             model = new_adapters(base, {job.name: head}, gradient, seed=settings.seed)
         rows = len(job.work.train)
         steps = max(1, round(-(-rows // gradient.batch_size) * gradient.epochs))
+        standings, name = Standings(steps, self._watch), job.name
+        count = Counter(partial(self.tell, f"train {name}"), steps)
+
+        def advance(more: int) -> None:
+            count(more)
+            standings.advance(name, more)
+
         try:
             result: Trained | TrainingError = train_with_trl(
                 model,
@@ -252,8 +269,10 @@ class Run:
                 tokenizer=self.encoder.tokenizer,
                 checkpoints=self._checkpoints,
                 autocast=full and settings.dtype == "bfloat16",
-                progress=Counter(partial(self.tell, f"train {job.name}"), steps),
+                progress=advance,
+                checked=lambda step, found: standings.checked(step, {name: found}),
             )
+            count(standings.left(name))
         except TrainingError as error:
             if self.processes.count > 1:
                 raise  # the others may not have failed, and would wait for this one

@@ -35,6 +35,29 @@ class State(NamedTuple):
     facts: dict[str, Any]
 
 
+def packed(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return weights by name, and what an optimizer has come to for each of them, as tensors."""
+    moments = optimizer.state_dict()["state"]
+    tensors = {f"now/{name}": weight for name, weight in weights.items()}
+    return tensors | {f"moment/{i}/{k}": t for i, its in moments.items() for k, t in its.items()}
+
+
+def put_back(
+    tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> None:
+    """Put what `packed` returned, among other tensors, into the same weights and optimizer."""
+    moments: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == "now":
+            weights[rest].data.copy_(tensor)
+        elif kind == "moment":
+            place, _, moment = rest.partition("/")
+            moments.setdefault(int(place), {})[moment] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
 class SavedState:
     """A place for one state of one run.
 

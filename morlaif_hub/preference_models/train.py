@@ -25,6 +25,7 @@ from morlaif_hub.preference_models.measure import Made, score_made, write_prefer
 from morlaif_hub.preference_models.preferences import Preferences
 from morlaif_hub.preference_models.runs import Run
 from morlaif_hub.preference_models.settings import TrainSettings
+from morlaif_hub.preference_models.standing import Watcher
 from morlaif_hub.preference_models.starts import Progress
 
 __all__ = ["TrainSettings", "train_preference_models"]
@@ -40,6 +41,7 @@ def train_preference_models(
     settings: TrainSettings | None = None,
     checkpoints: Path | None = None,
     progress: Progress | None = None,
+    watch: Watcher | None = None,
 ) -> list[PreferenceModelManifest]:
     """Train one preference model per principle and write each as an artifact.
 
@@ -54,6 +56,8 @@ def train_preference_models(
         checkpoints: A folder that gets one of its own for each run, from which it goes on if it was
             killed; removed when the artifacts are written. None keeps nothing.
         progress: Told how far each stage is.
+        watch: Told how good each preference model is on its validation pairs, a few times an epoch,
+            and of each whose training ends early.
 
     Returns:
         The manifests, in the order of the preferences; in every process.
@@ -64,10 +68,8 @@ def train_preference_models(
             are finished first.
     """
     settings = settings or TrainSettings()
-    for given in preferences:
-        given.check_enough()
     encoder = _encoder(base, settings)
-    _check_lengths(preferences, encoder)
+    _check(preferences, encoder)
     if checkpoints is not None:
         checkpoints = checkpoints / _key(preferences, base, settings)
     with TemporaryDirectory(prefix="morlaif-") as scratch:
@@ -78,6 +80,7 @@ def train_preference_models(
             scratch=Path(scratch),
             checkpoints=checkpoints,
             progress=progress,
+            watch=watch,
         )
         trained, failures = run.train(preferences)
         main = run.processes.main
@@ -87,10 +90,14 @@ def train_preference_models(
     if failures:
         raise TrainingError("; ".join(map(str, failures)) + _kept(manifests))
     if checkpoints is not None and main:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        with suppress(OSError):  # others' may be there
-            checkpoints.parent.rmdir()
+        _forget(checkpoints)
     return manifests
+
+
+def _forget(checkpoints: Path) -> None:
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    with suppress(OSError):  # others' may be there
+        checkpoints.parent.rmdir()
 
 
 def _encoder(base: ModelFolder, settings: TrainSettings) -> Encoder:
@@ -112,8 +119,13 @@ def _key(preferences: Sequence[Preferences], base: ModelFolder, settings: TrainS
     return content_hash([facts, base.base.weights_sha256, asdict(settings)])[:16]
 
 
-def _check_lengths(preferences: Sequence[Preferences], encoder: Encoder) -> None:
-    """Check that something is seen of the texts: responses that fill all that is read hide it."""
+def _check(preferences: Sequence[Preferences], encoder: Encoder) -> None:
+    """Check that there are enough pairs, and that something is seen of their texts.
+
+    Responses that fill all that is read hide where they begin.
+    """
+    for given in preferences:
+        given.check_enough()
     limit = encoder.input_format.max_length
     for given in preferences:
         texts = [text for c in given.comparisons for text in encoder.texts(c)]

@@ -30,7 +30,7 @@ from morlaif_hub.bank.classifier import quiet_loading, score_head
 from morlaif_hub.bank.trunk import out_of_memory
 from morlaif_hub.errors import OptionError, TrainingError
 from morlaif_hub.hub.client import without_telemetry
-from morlaif_hub.preference_models.losses import Trained, pair_losses
+from morlaif_hub.preference_models.losses import Check, Trained, pair_losses
 from morlaif_hub.preference_models.padded_pairs import PairCollator, pair_rows, scores
 from morlaif_hub.preference_models.saved_state import Digest
 from morlaif_hub.preference_models.settings import GradientSettings
@@ -61,6 +61,7 @@ def train_with_trl(
     checkpoints: Path | None = None,
     autocast: bool = False,
     progress: Callable[[int], None] | None = None,
+    checked: Callable[[int, Check], None] | None = None,
 ) -> Trained:
     """Train a preference model in place, with all processes of this run; keep its best weights.
 
@@ -80,6 +81,7 @@ def train_with_trl(
             safe.
         autocast: Whether a full model computes in bfloat16; its weights stay float32.
         progress: Told how many steps were just done, in every process.
+        checked: Told of every check on the validation pairs: after which step, and what it found.
 
     Raises:
         OptionError: If the batch size is no multiple of the number of processes, or there is
@@ -89,7 +91,7 @@ def train_with_trl(
     """
     if not len(train):
         raise OptionError("there are no pairs to train on; at least one is needed")
-    _to_float32(model)
+    to_float32(model)
     sizes = _sizes(train, settings, Processes().count)
     plan = Plan(
         validation=validation,
@@ -98,10 +100,11 @@ def train_with_trl(
         at_once=sizes.at_once,
         checkpoints=checkpoints and checkpoints / _key(model, (train, validation), settings, seed),
         progress=progress,
+        checked=checked,
     )
     with (
         tempfile.TemporaryDirectory(prefix="morlaif-") as scratch,
-        _random_states_kept(seed),
+        random_states_kept(seed),
         _head_in_its_type(model),
     ):
         config = _config(plan.checkpoints or Path(scratch), settings, seed, sizes, autocast)
@@ -255,12 +258,12 @@ def _run(trainer: RewardTrainer, plan: Plan, sizes: _Sizes) -> Trained:
             + (f"batch_size or {lower}" if sizes.at_once > 1 else lower)
         ) from error
     result = watch.finish()
-    _gather(trainer)
+    gather_whole(trainer)
     trainer.accelerator.free_memory()
     return result
 
 
-def _gather(trainer: RewardTrainer) -> None:
+def gather_whole(trainer: RewardTrainer) -> None:
     """Give the main process a model in shards as a whole."""
     if not trainer.is_fsdp_enabled:
         return
@@ -277,7 +280,7 @@ def put_whole(model: nn.Module, weights: dict[str, Tensor]) -> None:
             setattr(module, name, nn.Parameter(whole, requires_grad=shard.requires_grad))
 
 
-def _to_float32(model: nn.Module) -> None:
+def to_float32(model: nn.Module) -> None:
     """Make float32 what is trained: in half precision most steps are too small to change it."""
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -312,7 +315,7 @@ def _head_in_its_type(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _random_states_kept(seed: int) -> Iterator[None]:
+def random_states_kept(seed: int) -> Iterator[None]:
     """Put back, at the end, the random states that TRL sets."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():

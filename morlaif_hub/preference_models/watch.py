@@ -43,6 +43,7 @@ class Plan:
         at_once: Pairs that are scored at once.
         checkpoints: Where a run can go on from; None for nowhere.
         progress: Told how many steps were done.
+        checked: Told of every check: after which step, and what it found.
     """
 
     validation: TokenPairs
@@ -51,6 +52,7 @@ class Plan:
     at_once: int
     checkpoints: Path | None
     progress: Callable[[int], None] | None
+    checked: Callable[[int, Check], None] | None = None
 
     def due(self, step: int, last: int) -> bool:
         """Return whether to check, and to save, after a step."""
@@ -146,6 +148,8 @@ class Watch(TrainerCallback):
         found = [check_scores(self._differences(), pairs.probabilities)]
         # Processes on unlike machines may round differently, but have to agree.
         broadcast_object_list(found)
+        if self._plan.checked:
+            self._plan.checked(step, found[0])
         if self._selection.add(found[0], step):
             self._best_step = step
             self._best = {

@@ -204,6 +204,18 @@ class Parts:
             raise self._refusal(f"holds a part of other scores, {path.name}")
         return table
 
+    def kept(self) -> Iterator[pyarrow.Table]:
+        """Yield the parts that are there, in order, whether or not another run goes on writing.
+
+        Raises:
+            WorkspaceError: If one is a part of other scores.
+        """
+        names = sorted(self._names(PARTS)) if self.folder.is_dir() else []
+        for name in names:
+            table = self.read(int(name.removeprefix("scores-").removesuffix(".parquet")))
+            if table is not None:
+                yield table
+
     def table(self, pairs: Sequence[Comparison], scores: Tensor) -> pyarrow.Table:
         """Return a part's rows.
 
