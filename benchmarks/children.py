@@ -20,13 +20,16 @@ answer.write_text(json.dumps({function}(**given)))
 """
 
 
-def in_child(where: str, given: dict[str, Any], *, scratch: Path) -> Any:
+def in_child(
+    where: str, given: dict[str, Any], *, scratch: Path, python: str = sys.executable
+) -> Any:
     """Return what a function gives in a new process.
 
     Args:
         where: Its module and name, such as `benchmarks.memory:score`.
         given: Its arguments by name. JSON has to hold them, and what it returns.
         scratch: A folder for the answer.
+        python: The interpreter, which may be that of another environment.
 
     Raises:
         RuntimeError: If the process fails, as it does when there is not enough memory.
@@ -36,7 +39,7 @@ def in_child(where: str, given: dict[str, Any], *, scratch: Path) -> Any:
     answer.unlink(missing_ok=True)
     code = CHILD.format(module=module, function=function)
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(given), str(answer)],
+        [python, "-c", code, json.dumps(given), str(answer)],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

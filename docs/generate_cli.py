@@ -113,15 +113,31 @@ JSON = {
         "judge": "its spec in full",
         "principles": "by name: `verdict`, `accuracy`, `interval`, `n`, `parts` (by which side is "
         "longer), `first_share` (null for a judge without order) and `length_correlation`",
+        "choices": "by name, on pairs of --pairs between which people chose: `verdict`, "
+        "`accuracy`, `interval` and `n`; empty without",
+    },
+    "inspect-feedback": {
+        "principles": "by name: `judge`, `pairs` and `shown`, which has for `random`, `flipped` "
+        "and `uncertain` how many there are, `found`, and some `verdicts`: the columns of a "
+        "feedback data set without those for trainers, `split`, and `drawn`, the principle that "
+        "the judge `single-objective:` drew for the pair, or null",
+        "agreement": "for every two `principles`: the share of the pairs in both sets on which "
+        "they prefer the same response, as `value`, 95 % `interval` and `n`; null where `n` is 0",
     },
     "collect-feedback": {
+        "duplicates": "how many rows repeat a pair that was there before",
+        "bad_rows": "how many rows cannot be read and are left out",
         "principles": "by name: `pairs`, `train_pairs`, `test_pairs`, `validated`, `validation`, "
-        "`bias`, `calls`, `cost_usd` and `path`",
+        "`bias`, `calls`, `cost_usd`, `unanswered` (by reason, how many pairs got no verdict) and "
+        "`path`",
     },
     "collect-feedback --dry-run": {
         "questions": "pairs times principles",
         "cached": "how many of them have an answer already",
         "to_ask": "how many would be asked",
+        "calls": "the calls that this takes; two for each question where both orders are asked",
+        "duplicates": "how many rows repeat a pair that was there before",
+        "bad_rows": "how many rows cannot be read and are left out",
     },
     "train-pm": {
         "principles": "by name: `pairs` that it learnt from, `kept` (`trained`, or `start` if "
@@ -149,9 +165,11 @@ JSON = {
         "scalarizers": "each with its name in `scalarizer`; `accuracy` with fitted weights, "
         "`above_linear`, its difference to that of `linear`, and `equal_accuracy` in the form from "
         "above; or null, and the reason in `problem`",
-        "scalarizer": "the one that the bank was written with",
+        "scalarizer": "the one that the bank was to be written with",
         "warnings": "sentences about signs, collinear objectives, and weights that are of no use",
-        "path": "the bank",
+        "problem": "why that scalarizer does not take the weights, so that the bank was left as it "
+        "was and the exit code is 1; null if it does",
+        "path": "the bank; null if it was left as it was",
     },
     "score": {
         "objectives": _OBJECTIVES,
@@ -183,6 +201,42 @@ JSON = {
         "best": "the answer that was chosen",
         "candidates": "the best first, each with `text`, `finished`, `scores` and `reward`",
     },
+    "train-sft": {
+        "dialogues": "how many were learnt from",
+        "held_out": "on how many others the loss was measured",
+        "left_out": "how many could not be learnt from, by the reason",
+        "tokens": "how many of the assistant's tokens, ends of turns among them, an epoch has",
+        "template": "`own` or `plain`",
+        "steps": "of training",
+        "loss_before": "mean cross-entropy per token of the assistant's on the held-out dialogues "
+        "before training, in nats",
+        "loss_before_interval": "its 95 % interval, over dialogues",
+        "loss_after": "the same after it",
+        "loss_after_interval": "its 95 % interval",
+        "change_interval": "95 % interval of the second minus the first",
+        "path": "the policy",
+    },
+    "evaluate winrate": {
+        "a": "the first policy, as given",
+        "b": "the second",
+        "judge": "its spec in full",
+        "taught": "the objectives whose preference models learnt from this judge's verdicts",
+        "prompts": "how many both answered",
+        "principles": "by name: `win`, `tie` and `loss`, shares of the pairs of answers that A "
+        "wins, that are ties (the orders disagree, or neither is better) and that B wins, and "
+        "`score`, wins and half of the ties, each with `value` and 95 % `interval` over prompts; "
+        "`n`, the pairs; `flipped`, the share in which the orders disagree",
+        "overall": "the same over all principles; null where nothing was judged",
+        "objectives": "by name, the mean calibrated scores `a` and `b`, and their `difference` "
+        "(`value`, `interval`)",
+        "words": "mean lengths of the answers, in the same form",
+        "finished": "shares of the answers that ended by themselves, in the same form",
+        "kl": "of `a` and `b` to the base that each was trained on, mean per token, in nats; null "
+        "for a model that is no policy",
+        "unanswered": "how many questions the judge gave no answer to, by the reason",
+        "examples": "a few, each with `prompt` and the answers `a` and `b`",
+        "path": "the report",
+    },
     "train-policy": {
         "reward_before": "mean on held-out prompts before training",
         "reward_after": "the same of the weights that were kept",
@@ -191,6 +245,16 @@ JSON = {
         "kl": "mean per token to the policy before training, in nats",
         "words_before": "mean length of the answers before training, in words",
         "words_after": "the same after it",
+        "steps": "of which the weights were kept",
+        "stopped_by": "`max_steps` or `max_kl`",
+        "finished_before": "share of the answers that ended by themselves, before training",
+        "finished_after": "the same after it",
+        "distinct_before": "share of different answers before training",
+        "distinct_after": "the same after it",
+        "change_intervals": "95 % interval of the change of every objective, over prompts",
+        "judge": "what --judge said, with `spec`, `principle`, `preferred` (the share of answers "
+        "that it prefers to those before training) and its `interval`; null without one",
+        "warnings": "what fell while the reward rose, in sentences",
     },
     "push-base": _PUSHED,
     "push-feedback": _PUSHED,
@@ -233,7 +297,13 @@ def render() -> str:
     for name in cli.list_commands(root):
         command = cli.get_command(root, name) or cli
         context = click.Context(command, info_name=name, parent=root, terminal_width=WIDTH)
-        parts += [f"## {name}\n", _help(context), *_keys(name)]
+        parts += [f"## {name}\n", _help(context)]
+        for sub in command.list_commands(context) if isinstance(command, click.Group) else []:
+            inner = command.get_command(context, sub) or command
+            parts.append(
+                _help(click.Context(inner, info_name=sub, parent=context, terminal_width=WIDTH))
+            )
+        parts += _keys(name)
     return "\n".join(parts)
 
 

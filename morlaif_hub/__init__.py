@@ -22,7 +22,9 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from morlaif_hub.models.generation import SamplingSettings, sample_responses
     from morlaif_hub.models.language_model import LanguageModel
     from morlaif_hub.policies.artifact import load_policy
-    from morlaif_hub.policies.trl import train_policy
+    from morlaif_hub.policies.ppo import PPOTrainer
+    from morlaif_hub.policies.ppo_config import PPOConfig
+    from morlaif_hub.policies.train import train_policy
     from morlaif_hub.preference_models.train import train_preference_models
     from morlaif_hub.principles import Constitution, Principle, load_constitution
     from morlaif_hub.publish.push import push_to_hub
@@ -40,6 +42,8 @@ __all__ = [
     "LanguageModel",
     "MorlaifHubError",
     "PMBank",
+    "PPOConfig",
+    "PPOTrainer",
     "Principle",
     "SamplingSettings",
     "Steered",
@@ -78,7 +82,9 @@ _MODULES = {
     "models.generation": ("SamplingSettings", "sample_responses"),
     "models.language_model": ("LanguageModel",),
     "policies.artifact": ("load_policy",),
-    "policies.trl": ("train_policy",),
+    "policies.ppo": ("PPOTrainer",),
+    "policies.ppo_config": ("PPOConfig",),
+    "policies.train": ("train_policy",),
     "preference_models.train": ("train_preference_models",),
     "principles": ("Constitution", "Principle", "load_constitution"),
     "publish.push": ("push_to_hub",),

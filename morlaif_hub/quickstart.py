@@ -33,15 +33,16 @@ from morlaif_hub.hub.manifest import (
     PreferenceModelManifest,
     SourceRecord,
 )
-from morlaif_hub.judges.base import Question, load_judge
+from morlaif_hub.hub.over_optimisation import signs
+from morlaif_hub.judges.base import Question, ask_all, load_judge
+from morlaif_hub.judges.examples import QUESTION
 from morlaif_hub.judges.likelihood import REQUEST
-from morlaif_hub.judges.local import QUESTION
 from morlaif_hub.judges.prompts import prompt_sha256
 from morlaif_hub.models.embedded import embedded_model
 from morlaif_hub.models.generation import SamplingSettings
 from morlaif_hub.models.language_model import LanguageModel, model_folder
 from morlaif_hub.policies.artifact import policy_summary
-from morlaif_hub.policies.trl import PolicySettings, RewardSpec, train_policy
+from morlaif_hub.policies.train import PolicySettings, RewardSpec, train_policy
 from morlaif_hub.preference_models.preferences import feedback_preferences
 from morlaif_hub.preference_models.train import TrainSettings, train_preference_models
 from morlaif_hub.principles import load_constitution
@@ -230,7 +231,7 @@ class _Quickstart:
         self.progress.start("asking a letter judge in both orders", len(chosen))
         principle = self.constitution.get(TRAINED_FOR)
         questions = [Question(comparison, principle) for comparison in chosen]
-        verdicts = load_judge(LETTER_JUDGE).verdicts(questions, progress=self.progress.advance)
+        verdicts = ask_all(load_judge(LETTER_JUDGE), questions, progress=self.progress.advance)
         report = bias_report(chosen, verdicts, seed=self.settings.seed)
         return {
             "letter_judge": {
@@ -308,6 +309,7 @@ class _Quickstart:
             "policy_curve": [asdict(point) for point in trained.manifest.curve],
             "policy_stopped_by": trained.manifest.stopped_by,
             "policy_steps": trained.manifest.steps,
+            "policy_signs": signs(trained.manifest),
             "policy_examples": before_and_after(
                 trained.before, trained.after, [prompt for prompt, _ in sampled.held_out[:EXAMPLES]]
             ),

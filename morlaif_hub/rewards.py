@@ -7,7 +7,10 @@ Source:
     https://huggingface.co/docs/trl/main/en/grpo_trainer#using-a-custom-reward-function
 """
 
+import asyncio
+import functools
 import inspect
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -101,6 +104,57 @@ def reward_function(
 
     reward.__name__ = reward.__qualname__ = scalarizer
     return reward
+
+
+def call_rewards(
+    functions: Sequence[Callable[..., Any]], rows: Sequence[Mapping[str, Any]], **given: Any
+) -> Tensor:
+    """Return what reward functions give to responses, called as TRL calls them.
+
+    Args:
+        functions: They may be coroutine functions. None from one counts as 0.
+        rows: Of the data set, whose columns but `prompt` are given to the functions.
+        given: What else they are given, `completions` among it.
+
+    Returns:
+        Float64, shape (responses, functions).
+
+    Raises:
+        OptionError: If a function does not give one number for each response.
+        ScoreError: If a number is not finite; the message names the function.
+
+    Example:
+        >>> call_rewards([lambda completions, **_: map(len, completions)], [{}], completions=["ab"])
+        tensor([[2.]], dtype=torch.float64)
+    """
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+    found = []
+    for function in functions:
+        values = function(**columns | given)
+        if inspect.isawaitable(values):
+            values = asyncio.run(_awaited(values))
+        numbers = [0.0 if value is None else float(value) for value in values]
+        name = reward_name(function)
+        if len(numbers) != len(rows):
+            raise OptionError(
+                f"reward function {name!r} must give {len(rows)} numbers, got {len(numbers)}"
+            )
+        for i, number in enumerate(numbers):
+            if not math.isfinite(number):
+                raise ScoreError(f"reward function {name!r} gave {number} for response {i}")
+        found.append(numbers)
+    return torch.tensor(found, dtype=torch.float64).T
+
+
+async def _awaited(values: Any) -> Any:
+    return await values
+
+
+def reward_name(function: Any) -> str:
+    """Return what a reward function's figures are logged as: its name, or that of its class."""
+    if isinstance(function, functools.partial):
+        return reward_name(function.func)
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def bind_scalarizer(

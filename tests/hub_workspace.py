@@ -17,7 +17,7 @@ from morlaif_hub.feedback.dataset import FeedbackDataset
 from morlaif_hub.hub.artifact import seal, weights_sha256
 from morlaif_hub.hub.manifest import BaseIdentity, BaseManifest, SourceRecord
 from morlaif_hub.models.language_model import model_folder
-from morlaif_hub.policies.trl import PolicySettings, RewardSpec, train_policy
+from morlaif_hub.policies.train import PolicySettings, RewardSpec, train_policy
 from morlaif_hub.preference_models.preferences import feedback_preferences
 from morlaif_hub.preference_models.settings import GradientSettings
 from morlaif_hub.preference_models.train import TrainSettings, train_preference_models

@@ -12,14 +12,17 @@ from morlaif_hub.hub.manifest import (
     BaseManifest,
     BiasReport,
     Calibration,
+    ChoiceRecord,
     DatasetReference,
     Evaluation,
     FeedbackManifest,
     GoldenScores,
     GradientRecord,
     HeadRecord,
+    HeldOutRecord,
     InputFormat,
     JudgeRecord,
+    LossRecord,
     Manifest,
     ObjectiveRecord,
     PartRecord,
@@ -29,12 +32,15 @@ from morlaif_hub.hub.manifest import (
     PrincipleRecord,
     ProbeRecord,
     RateRecord,
+    SftRecord,
     SourceRecord,
     TrainingRecord,
+    UnansweredRecord,
     ValidationRecord,
     WeightFitRecord,
     WeightRecord,
 )
+from morlaif_hub.hub.policy_records import ChangeRecord, JudgedRecord
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 VERSIONS = {"morlaif-hub": "0.1.0", "torch": "2.13.0"}
@@ -92,6 +98,7 @@ def judge_record(**changes: Any) -> JudgeRecord:
         prompt_sha256=sha256("e"),
         validated=True,
         validation=validation_record(accuracy=0.75, interval=(0.551, 0.88)),
+        choices=ChoiceRecord(verdict="fit", accuracy=0.641, interval=(0.518, 0.747), n=64),
     )
     return replace(record, **changes)
 
@@ -201,9 +208,15 @@ def feedback_manifest(**changes: Any) -> FeedbackManifest:
             tie_rate=0.01,
             mean_entropy=0.72,
             human_agreement=RateRecord(value=0.61, interval=(0.55, 0.67), n=301),
+            first_share=RateRecord(value=0.417, interval=(0.38, 0.45), n=959),
+            consistency=RateRecord(value=0.81, interval=(0.78, 0.84), n=959),
+            tie_interval=(0.0, 0.02),
+            entropy_interval=(0.7, 0.74),
         ),
         calls=1918,
+        judge_tokens=863100,
         cost_usd=0.25,
+        unanswered=(UnansweredRecord(reason="refused", n=3),),
         versions=VERSIONS,
         repo_id="ann/morlaif-feedback-conciseness-everyday",
     )
@@ -269,6 +282,27 @@ def bank_manifest(**changes: Any) -> BankManifest:
     return replace(manifest, **changes)
 
 
+def held_out_record(**changes: Any) -> HeldOutRecord:
+    record = HeldOutRecord(
+        trained_on=115,
+        held_out=29,
+        left_out=1,
+        changes=(
+            ChangeRecord(objective="conciseness", interval=(0.6, 1.4)),
+            ChangeRecord(objective="toxicity", interval=(-0.2, 0.3)),
+        ),
+        judge=JudgedRecord(
+            spec="local:embedded",
+            weights_sha256=sha256("d"),
+            prompt_sha256=sha256("e"),
+            principle="helpfulness",
+            interval=(0.2, 0.4),
+            without_answer=2,
+        ),
+    )
+    return replace(record, **changes)
+
+
 def policy_manifest(**changes: Any) -> PolicyManifest:
     curve = tuple(
         PolicyCheckpoint(
@@ -278,6 +312,8 @@ def policy_manifest(**changes: Any) -> PolicyManifest:
             kl=step / 100,
             words=34.0 - step,
             finished=0.4 + step / 100,
+            distinct=1 - step / 40,
+            judged=0.3 if step else None,
         )
         for step, reward in ((0, -0.04), (10, 0.97))
     )
@@ -298,8 +334,41 @@ def policy_manifest(**changes: Any) -> PolicyManifest:
         settings={"learning_rate": 4e-6, "whiten": True, "optimizer": "adamw", "limit": None},
         curve=curve,
         delta_interval=(0.6, 1.4),
+        watched=held_out_record(),
         versions=VERSIONS,
         repo_id="ann/morlaif-policy-brief",
+    )
+    return replace(manifest, **changes)
+
+
+def sft_manifest(**changes: Any) -> PolicyManifest:
+    """Return the manifest of a policy that learnt from dialogues, in place of a bank."""
+    sft = SftRecord(
+        source=SourceRecord(
+            name="timdettmers/openassistant-guanaco", revision=COMMIT, sha256=sha256("1")
+        ),
+        dialogues=9846,
+        left_out=3,
+        tokens=2_345_678,
+        template="plain",
+        loss_before=LossRecord(value=1.914, interval=(1.87, 1.96), n=256),
+        loss_after=LossRecord(value=1.402, interval=(1.36, 1.45), n=256),
+        change=(-0.55, -0.47),
+    )
+    manifest = policy_manifest(
+        name="sft",
+        algorithm="sft",
+        objectives=(),
+        scalarizer=None,
+        weights=(),
+        stopped_by="max_steps",
+        max_kl=None,
+        kl=None,
+        curve=(),
+        delta_interval=None,
+        watched=None,
+        sft=sft,
+        repo_id="ann/morlaif-policy-sft",
     )
     return replace(manifest, **changes)
 
@@ -323,5 +392,6 @@ def every_kind() -> list[Manifest]:
         feedback_manifest(),
         bank_manifest(),
         policy_manifest(),
+        sft_manifest(),
         base_manifest(),
     ]

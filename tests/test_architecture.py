@@ -34,6 +34,8 @@ LAYERS = [
     "principles",
     "messages",
     "sources",
+    "shapes",
+    "distinct",
     "comparisons",
     "models",
     "sampling",

@@ -23,15 +23,18 @@ from morlaif_hub.hub.manifest import (
     MANIFESTS,
     BankManifest,
     BaseIdentity,
+    ChoiceRecord,
     DatasetReference,
     FeedbackManifest,
     FileEntry,
+    HeldOutRecord,
     InputFormat,
     Manifest,
     PolicyManifest,
     PreferenceModelManifest,
     ProbeRecord,
     SourceRecord,
+    UnansweredRecord,
     to_plain,
 )
 from tests.manifests import (
@@ -60,6 +63,13 @@ CLOSED = InputFormat(kind="chat", append_eos=True, max_length=16)
 OPEN = replace(CLOSED, append_eos=False)
 LOCAL = {"repo_id": None, "revision": None}
 UNPROVEN = validation_record(verdict="unproven", accuracy=0.583, interval=(0.388, 0.755))
+AGAINST = ChoiceRecord(verdict="wrong way", accuracy=0.25, interval=(0.16, 0.37), n=64)
+UNMEASURED = {
+    "first_share": None,
+    "consistency": None,
+    "tie_interval": None,
+    "entropy_interval": None,
+}
 WRONG_WAY = validation_record(verdict="wrong way", accuracy=0.25, interval=(0.12, 0.449))
 
 EVERY_KIND = pytest.mark.parametrize("manifest", every_kind(), ids=lambda manifest: manifest.kind)
@@ -101,9 +111,9 @@ def variants() -> list[Manifest]:
             repo_id=None,
             judge=unknown_judge,
             source=SourceRecord(name="pairs.jsonl", revision=None, sha256=sha256("1")),
-            bias=replace(feedback_manifest().bias, human_agreement=None),
+            bias=replace(feedback_manifest().bias, human_agreement=None, **UNMEASURED),
         ),
-        feedback_manifest(judge=judge_record(base=None, validation=WRONG_WAY)),
+        feedback_manifest(judge=judge_record(base=None, validation=WRONG_WAY, choices=AGAINST)),
         bank_manifest(
             repo_id=None, objectives=doubtful, golden=(), correlations=(), weights_fit=None
         ),
@@ -305,6 +315,7 @@ def hostile(manifest: Manifest) -> Manifest:
                 principle=hostile_principle(),
                 source=SourceRecord(name=HOSTILE, revision=HOSTILE, sha256=sha256("1")),
                 judge=judge_record(spec=HOSTILE, base=hostile_base()),
+                unanswered=(UnansweredRecord(reason=HOSTILE, n=1),),
                 versions={HOSTILE: HOSTILE},
             )
         case BankManifest():
@@ -320,6 +331,8 @@ def hostile(manifest: Manifest) -> Manifest:
                 algorithm=HOSTILE,
                 settings={HOSTILE: HOSTILE},
                 curve=tuple(replace(point, objectives=objectives) for point in manifest.curve),
+                sft=manifest.sft and replace(manifest.sft, source=hostile_source()),
+                watched=manifest.watched and hostile_watched(manifest.watched),
             )
     return replace(
         manifest,
@@ -330,8 +343,18 @@ def hostile(manifest: Manifest) -> Manifest:
     )
 
 
+def hostile_watched(watched: HeldOutRecord) -> HeldOutRecord:
+    changes = tuple(replace(change, objective=HOSTILE) for change in watched.changes)
+    judge = watched.judge and replace(watched.judge, spec=HOSTILE, principle=HOSTILE)
+    return replace(watched, changes=changes, judge=judge)
+
+
 def hostile_principle() -> Any:
     return principle_record(criterion=HOSTILE, opposite=HOSTILE, high_score=HOSTILE)
+
+
+def hostile_source() -> SourceRecord:
+    return SourceRecord(name=HOSTILE, revision=HOSTILE, sha256=sha256("1"))
 
 
 def hostile_base() -> BaseIdentity:
@@ -365,7 +388,7 @@ def test_every_text_of_a_manifest_is_made_hostile_by_the_test_below(manifest: Ma
     tame = {p: v for p, v in texts(to_plain(hostile(manifest))) if HOSTILE not in v}
     fixed = r"(^[0-9a-f]{64}$)|(^gguf:)"
     allowed = ("name", "kind", "form", "length", "verdict", "part", "split", "labels", "kept")
-    allowed += ("trainer", "loss", "pooling")
+    allowed += ("trainer", "loss", "pooling", "template")
     left = {
         path: value
         for path, value in tame.items()
@@ -496,6 +519,28 @@ def test_doubtful_objectives_are_said_first(make: Any) -> None:
 def test_a_set_judged_in_one_order_says_so() -> None:
     assert "**Judged in one order only.**" in body(feedback_manifest(orders=1))
     assert "one order only" not in body(feedback_manifest())
+
+
+def test_disagreement_with_people_is_said_first_and_explained() -> None:
+    text = flat(body(feedback_manifest(judge=judge_record(choices=AGAINST))))
+    assert "**Against people's choices.** Of 64 pairs" in text
+    assert "0.250 only (95 % interval 0.160 to 0.370)" in text
+    assert text.index("Against people") < text.index("What a label means")
+    assert "Against people" not in body(feedback_manifest())
+    assert "had chosen in 64 % of 64 pairs" in flat(body(feedback_manifest()))
+
+
+def test_every_figure_of_the_bias_has_its_interval() -> None:
+    text = body(feedback_manifest())
+    for row in (
+        "| answers that prefer the response shown first | 0.417 | 0.380 to 0.450 | 959 |",
+        "| preferred response is the same in both orders | 0.810 | 0.780 to 0.840 | 959 |",
+        "| ties, once both orders are taken together | 0.010 | 0.000 to 0.020 | 959 |",
+        "| mean entropy of the probabilities, in bits | 0.720 | 0.700 to 0.740 | 959 |",
+    ):
+        assert row in text
+    before = body(feedback_manifest(bias=replace(feedback_manifest().bias, **UNMEASURED)))
+    assert "Ties: 1 % of pairs. Mean entropy of the probabilities: 0.720 bits" in flat(before)
 
 
 def test_a_preference_model_says_what_a_high_score_means_and_its_results() -> None:

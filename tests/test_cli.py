@@ -25,9 +25,10 @@ from transformers.utils import logging
 
 from morlaif_hub import PMBank, __version__, quickstart, sampling, steering
 from morlaif_hub.bank.artifact import write_bank
-from morlaif_hub.cli import COMMANDS, FriendlyGroup, cli, demo
+from morlaif_hub.cli import COMMANDS, FriendlyGroup, cli, demo, every_command
 from morlaif_hub.cli.banks import bank_sources
 from morlaif_hub.cli.pairs import read_pairs
+from morlaif_hub.cli.preference_models import FORMS_WITH
 from morlaif_hub.cli.progress import Progress
 from morlaif_hub.cli.tables import doubts, printable, table, validation_table
 from morlaif_hub.errors import ModelNotFoundError
@@ -42,7 +43,7 @@ from morlaif_hub.hub.manifest import (
     read_manifest,
 )
 from morlaif_hub.models.generation import Response, SamplingSettings
-from morlaif_hub.policies.trl import PolicySettings
+from morlaif_hub.policies.train import PolicySettings
 from morlaif_hub.preference_models.settings import GradientSettings
 from morlaif_hub.preference_models.train import TrainSettings
 from morlaif_hub.principles import DEFAULT_CONSTITUTION, load_constitution
@@ -56,6 +57,7 @@ from tests.tiny import save_tiny
 ROOT = Path(__file__).parent.parent
 BOTH = ("conciseness", "detail")
 PROMPT = ("--prompt", "Tell me of the sea.")
+FULL = ("--form", "full")
 
 
 def run(*arguments: str | Path) -> Result:
@@ -196,15 +198,16 @@ def test_every_command_has_the_common_options() -> None:
     drawing = {
         "quickstart",
         "sample-pairs",
+        "validate-judge",
         "collect-feedback",
         "train-pm",
         "fit-weights",
         "steer",
         "train-policy",
+        "train-sft",
+        "evaluate winrate",
     }
-    for name in COMMANDS:
-        command = cli.get_command(click.Context(cli), name)
-        assert command is not None
+    for name, command in every_command().items():
         options = {text for parameter in command.params for text in parameter.opts}
         assert options >= {"--workspace", "--json"}
         assert ("--seed" in options) == (name in drawing)
@@ -261,7 +264,15 @@ ON_THE_HUB = (
     "search",
 )
 """Commands that need a Hub: tests/test_cli_publish.py and tests/test_catalog.py."""
-ELSEWHERE = (*ON_THE_HUB, "fit-weights", "demo", "quickstart")
+ELSEWHERE = (
+    *ON_THE_HUB,
+    "inspect-feedback",
+    "fit-weights",
+    "demo",
+    "quickstart",
+    "train-sft",
+    "evaluate",
+)
 """Commands with tests of their own."""
 
 
@@ -291,10 +302,13 @@ def test_pairs_are_sampled(project: Project) -> None:
 def test_collecting_first_says_how_much_there_is(project: Project) -> None:
     pairs = project.printed["sample-pairs"]["pairs"]
     plan = project.printed["collect-feedback --dry-run"]
-    assert plan == {"questions": 2 * pairs, "cached": 0, "to_ask": 2 * pairs}
+    left_out = {"duplicates": 0, "bad_rows": 0}
+    to_ask = {"to_ask": 2 * pairs, "calls": 2 * pairs}  # likelihoods have no order
+    assert plan == {"questions": 2 * pairs, "cached": 0, **to_ask, **left_out}
     again = ("collect-feedback", *BOTH, "--judge", "likelihood:", "--dry-run")
     after = printed(*again, "--workspace", project.folder)
-    assert after == {"questions": 2 * pairs, "cached": 2 * pairs, "to_ask": 0}
+    nothing = {"to_ask": 0, "calls": 0}
+    assert after == {"questions": 2 * pairs, "cached": 2 * pairs, **nothing, **left_out}
 
 
 def test_feedback_says_where_its_pairs_came_from(project: Project) -> None:
@@ -698,6 +712,8 @@ def test_a_bug_keeps_its_traceback() -> None:
         (("collect-feedback", "detail"), "Missing option '--judge'"),
         (("train-pm", "detail", "--labels", "human"), "--labels human and --pairs SRC go together"),
         (("train-pm", "detail", "--pairs", "./p.jsonl"), "--labels human and --pairs SRC go"),
+        (("train-pm", "detail", *FULL, "--layers", "all"), "--layers is for --form lora and"),
+        (("train-pm", "detail", *FULL, "--trainer", "together"), "--trainer together is for"),
         (("train-policy", "--name", "../elsewhere"), "'../elsewhere' must be a folder's name"),
         (("train-policy", "--max-kl", "0"), "0.0 is not in the range x>0"),
         (("sample-pairs", "--responses", "1"), "1 is not in the range x>=2"),
@@ -708,6 +724,37 @@ def test_wrong_usage(arguments: tuple[str, ...], said: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--labels", "human", "--pairs", "./pairs.jsonl")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--layers", "all"),
+        ("--epochs", "3"),
+        ("--batch-size", "16"),
+        ("--learning-rate", "0.1"),
+        ("--loss", "margin"),
+        ("--label-smoothing", "0.1"),
+        ("--distillation", "0"),
+        ("--trainer", "trl"),
+        ("--trainer", "together"),
+    ],
+)
+def test_what_a_probe_has_no_use_for_is_refused(
+    option: str, value: str, more: tuple[str, ...]
+) -> None:
+    result = run("train-pm", "detail", "--form", "probe", option, value, *more)
+    assert result.exit_code == 2
+    forms = "lora" if option == "--layers" else "lora or full"
+    said = " ".join(result.stderr.split())
+    assert f"{option} is for --form {forms} and changes nothing for --form probe" in said
+
+
+def test_every_gradient_option_is_known_to_be_one() -> None:
+    options = {str(parameter.name) for parameter in every_command()["train-pm"].params}
+    gradient = {field.name for field in fields(GradientSettings)}
+    assert {*FORMS_WITH} == (options & gradient) | {"trainer"}
 
 
 # Parts.
@@ -773,6 +820,20 @@ def test_a_judge_is_validated_on_probes() -> None:
     assert data["judge"] == "likelihood:embedded"
     (record,) = data["principles"].values()
     assert record["n"] == sum(part["n"] for part in record["parts"]) == 24
+    assert data["choices"] == {}
+
+
+def test_a_judge_is_validated_on_what_people_chose(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Why {i % 9}?", "chosen": f"So {i}.", "rejected": "No."} for i in range(18)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    asked = ("validate-judge", "likelihood:", "empathy", "--pairs", path)
+    data = printed(*asked)
+    assert data["choices"]["empathy"]["n"] == 9  # one of each prompt
+    assert "on choices of people" in passed(*asked).stdout
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text(json.dumps({"prompt": "Why?", "response_a": "So.", "response_b": "No."}))
+    assert "no pair has a human choice" in fails(*asked[:-1], bare)
 
 
 def test_plugins_lists_ours_and_theirs(

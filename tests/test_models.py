@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
 
 from morlaif_hub.errors import ModelNotFoundError, OptionError
 from morlaif_hub.hub.manifest import InputFormat
@@ -22,7 +21,7 @@ from morlaif_hub.models.likelihood import (
     continuation_log_probabilities,
     next_token_log_probabilities,
 )
-from tests.tiny import save_tiny, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_tokenizer, tiny_windowed
 
 PROMPT = ({"role": "user", "content": "What is it?"},)
 CHAT = InputFormat(kind="chat", append_eos=True, max_length=64)
@@ -83,29 +82,13 @@ def test_likelihoods_on_a_shared_prefix_equal_whole_texts(language_model: Langua
             np.testing.assert_allclose(row, expected, atol=1e-4)
 
 
-def windowed(tokenizer: Any) -> Any:
-    """Return a random model whose attention sees eight tokens at most."""
-    config = MistralConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=8,
-        initializer_range=0.2,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return MistralForCausalLM(config).eval()
-
-
 @pytest.mark.parametrize("window", [False, True])
 def test_prefixes_that_begin_alike_are_run_from_where_they_part(
     language_model: LanguageModel, window: bool
 ) -> None:
     if window:
-        language_model = replace(language_model, model=windowed(language_model.tokenizer))
+        windowed = tiny_windowed(vocabulary=len(language_model.tokenizer))
+        language_model = replace(language_model, model=windowed)
     beginnings = [b.prefix * 3 for b in _branches(3)]
     branches = [
         branch._replace(prefix=beginnings[i % 3] + branch.prefix[: i // 3 + 1])

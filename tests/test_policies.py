@@ -29,7 +29,7 @@ from morlaif_hub.hub.manifest import BaseManifest, PolicyManifest
 from morlaif_hub.models.language_model import LanguageModel, ModelFolder, model_folder
 from morlaif_hub.policies.artifact import load_policy, policy_summary
 from morlaif_hub.policies.measure import HeldOut, mean_kl, measure
-from morlaif_hub.policies.trl import PolicySettings, RewardSpec, TrainedPolicy, train_policy
+from morlaif_hub.policies.train import PolicySettings, RewardSpec, TrainedPolicy, train_policy
 from tests.test_bank import make_pm
 from tests.test_models import silent
 from tests.tiny import save_tiny, tiny_causal_lm

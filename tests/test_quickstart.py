@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from morlaif_hub.policies.trl import PolicySettings
+from morlaif_hub.policies.train import PolicySettings
 from morlaif_hub.preference_models.train import TrainSettings
 from morlaif_hub.quickstart import PRINCIPLES, QuickstartSettings, run_quickstart
 from morlaif_hub.workspace import Workspace

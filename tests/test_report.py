@@ -523,6 +523,11 @@ RULES = {
         {"policy.others.empathy": 0.2},
         {"policy.others.empathy": 0.004},
     ),
+    "policy pleased its reward": Rule(
+        "The reward rose by 0.97, but the answers became alike.",
+        {"details.policy_signs": ["The reward rose by 0.97, but the answers became alike."]},
+        {},
+    ),
     "policy trained for all": Rule(
         "By principle the policy lost: detail (-0.10). These changes have no interval, so a small "
         "one may be chance.",
@@ -671,6 +676,8 @@ class TestClosingTable:
         assert "with the order in 96 % of the pairs" in text
         assert "Stopped after its last step; the weights of step 10 are kept" in text
         assert "time: 6 min 43 s (sample 1 min 32 s, label 2 min 8 s, train 41 s" in text
+        warned = closing_table(example({"details.policy_signs": ["The reward rose, but."]}))
+        assert "WARNING: The reward rose, but." in warned
         stopped = closing_table(example({"details.policy_stopped_by": "max_kl"}))
         assert "Stopped at its KL limit" in stopped
 

@@ -4,32 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from morlaif_hub.policies.shared_prompts import share_prompts
-from tests.tiny import tiny_causal_lm
+from tests.tiny import tiny_causal_lm, tiny_windowed
 
 IGNORED = -100
 
 
-def windowed() -> Any:
-    """Return a model whose attention sees eight tokens at most."""
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=8,
-        initializer_range=0.2,
-    )
-    return MistralForCausalLM(config).eval()
-
-
-MODELS = {"llama": tiny_causal_lm, "gpt2": lambda: tiny_causal_lm("gpt2"), "window": windowed}
+MODELS = {"llama": tiny_causal_lm, "gpt2": lambda: tiny_causal_lm("gpt2"), "window": tiny_windowed}
 
 
 def batch() -> dict[str, torch.Tensor]:

@@ -15,6 +15,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -95,6 +97,24 @@ def tiny_causal_lm(kind: Kind = "llama", *, layers: int = 2, seed: int = 0) -> P
                 )
             )
     return model.eval()
+
+
+def tiny_windowed(*, vocabulary: int = 300) -> PreTrainedModel:
+    """Return a random model whose attention sees eight tokens at most."""
+    config = MistralConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=8,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: PreTrainedModel = MistralForCausalLM(config).eval()
+    return model
 
 
 def tiny_encoder(*, layers: int = 2, seed: int = 0) -> PreTrainedModel:

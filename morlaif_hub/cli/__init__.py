@@ -19,14 +19,17 @@ INTERRUPTED = 130
 COMMANDS = {
     "quickstart": "quickstart",
     "principles": "principles",
+    "train-sft": "sft",
     "sample-pairs": "feedback",
     "validate-judge": "feedback",
     "collect-feedback": "feedback",
+    "inspect-feedback": "inspect",
     "train-pm": "preference_models",
     "fit-weights": "weights",
     "score": "scoring",
     "steer": "scoring",
     "train-policy": "policies",
+    "evaluate": "evaluate",
     "push-base": "publish",
     "push-feedback": "publish",
     "push-pm": "publish",
@@ -85,6 +88,17 @@ def cli() -> None:
     that starts with `./` or `/`. A judge (SPEC) is `local:MODEL` or `likelihood:MODEL`; an empty
     MODEL means the embedded one.
     """
+
+
+def every_command() -> dict[str, click.Command]:
+    """Return every command under what is typed for it, such as `evaluate winrate`."""
+    found: dict[str, click.Command] = {}
+    context = click.Context(cli)
+    for name in COMMANDS:
+        made = cli.get_command(context, name) or cli
+        inner = made.commands if isinstance(made, click.Group) else {}
+        found |= {f"{name} {sub}": of_it for sub, of_it in inner.items()} or {name: made}
+    return found
 
 
 def main() -> None:

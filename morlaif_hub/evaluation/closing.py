@@ -99,6 +99,8 @@ def _policy(result: Result) -> Iterator[str]:
     ]
     yield from _aligned(("policy", "before", "after", "change"), rows)
     details = result["details"]
+    for sign in details.get("policy_signs", []):
+        yield from _note(f"WARNING: {sign}")
     limit = "at its KL limit" if details["policy_stopped_by"] == "max_kl" else "after its last step"
     yield from _note(
         f"On held-out prompts, scores calibrated. Stopped {limit}; the weights of step "

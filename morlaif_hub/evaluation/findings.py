@@ -168,6 +168,7 @@ def _policy(result: Result) -> Iterator[str]:
         )
     yield from _policy_length(policy, rose=side > 0)
     yield from _policy_price(policy, principles=len(result["principles"]))
+    yield from result["details"].get("policy_signs", [])
     yield from _policy_stop(result["details"])
 
 

@@ -19,7 +19,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from morlaif_hub.hub.front_matter import front_matter, one_line
-from morlaif_hub.hub.manifest import Manifest, to_plain
+from morlaif_hub.hub.manifest import Manifest, PolicyManifest, to_plain
+from morlaif_hub.hub.over_optimisation import signs
 
 HUB = "https://huggingface.co"
 
@@ -45,6 +46,12 @@ _FIGURES = {
         "temperature was fitted on these pairs, so the figure shows what one number could not "
         "put right.",
     ),
+    "judge_bias": (
+        "rates of the judge's answers with their 95 % intervals",
+        "What the judge's answers in both orders show. Of what is shown first it should prefer one "
+        "half, which is the dashed line; the more often its choice is the same in both orders, the "
+        "less the position matters. One bit of entropy is a coin flip.",
+    ),
     "position_bias": (
         "position bias with its 95 % interval",
         "How much more often than half of the time the judge preferred the response shown first; "
@@ -69,7 +76,22 @@ _FIGURES = {
         "KL over the steps of training",
         "How far the policy moved from where it started: mean KL per token, on held-out prompts.",
     ),
+    "answers": (
+        "shares of answers over the steps of training",
+        "Of the answers to held-out prompts: how many ended by themselves, how many say what no "
+        "other one says, and how many a judge prefers to those before training, if one was asked; "
+        "one half means no difference.",
+    ),
+    "words": (
+        "length of the answers over the steps of training",
+        "Mean number of words of an answer to a held-out prompt.",
+    ),
 }
+# What a policy that learnt from dialogues has nothing to say of.
+_OF_A_BANK = (
+    *("objectives", "scalarizer", "weights", "curve", "kl", "max_kl", "delta_interval"),
+    *("stopped_by", "watched"),
+)
 _METRICS = {
     "accuracy_equal_length": "accuracy where the lengths are nearly equal",
     "calibration_error": "calibration error",
@@ -92,8 +114,11 @@ def render_card(manifest: Manifest, *, figures: Sequence[str]) -> str:
 def card_context(manifest: Manifest, *, figures: Sequence[str]) -> dict[str, Any]:
     """Return what a card is rendered from: the manifest's plain fields and what follows them."""
     context = to_plain(manifest)
-    for name in ("files", "kind", "schema_version"):
+    without = _OF_A_BANK if context.get("sft") else ()
+    for name in ("files", "kind", "schema_version", *without):
         del context[name]
+    if isinstance(manifest, PolicyManifest) and manifest.sft is None:
+        context["signs"] = signs(manifest)
     header = yaml.safe_dump(
         front_matter(manifest), sort_keys=False, allow_unicode=True, width=float("inf")
     )

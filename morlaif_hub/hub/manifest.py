@@ -19,9 +19,17 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from morlaif_hub.errors import ManifestError
+from morlaif_hub.hub.feedback_records import (
+    BiasReport,
+    ChoiceRecord,
+    JudgeRecord,
+    PartRecord,
+    UnansweredRecord,
+    ValidationRecord,
+)
+from morlaif_hub.hub.policy_records import HeldOutRecord, LossRecord, SftRecord
 from morlaif_hub.hub.records import (
     BaseIdentity,
-    BiasReport,
     Bounds,
     Calibration,
     Count,
@@ -34,11 +42,9 @@ from morlaif_hub.hub.records import (
     GradientRecord,
     HeadRecord,
     InputFormat,
-    JudgeRecord,
     Kind,
     License,
     ObjectiveRecord,
-    PartRecord,
     PolicyCheckpoint,
     Pooling,
     PrincipleRecord,
@@ -50,7 +56,6 @@ from morlaif_hub.hub.records import (
     SourceRecord,
     Split,
     TrainingRecord,
-    ValidationRecord,
     Verdict,
     WeightFitRecord,
     WeightRecord,
@@ -68,6 +73,7 @@ __all__ = [
     "BiasReport",
     "Bounds",
     "Calibration",
+    "ChoiceRecord",
     "Count",
     "DatasetReference",
     "Evaluation",
@@ -78,10 +84,12 @@ __all__ = [
     "GoldenScores",
     "GradientRecord",
     "HeadRecord",
+    "HeldOutRecord",
     "InputFormat",
     "JudgeRecord",
     "Kind",
     "License",
+    "LossRecord",
     "Manifest",
     "ObjectiveRecord",
     "PartRecord",
@@ -94,10 +102,12 @@ __all__ = [
     "ProbeRecord",
     "RateRecord",
     "RelativePath",
+    "SftRecord",
     "Sha256",
     "SourceRecord",
     "Split",
     "TrainingRecord",
+    "UnansweredRecord",
     "ValidationRecord",
     "Verdict",
     "WeightFitRecord",
@@ -154,7 +164,10 @@ class FeedbackManifest:
     """The verdicts of one principle.
 
     `orders` is 2 when each pair was judged in both orders (a judge without order counts as both),
-    1 when in one only. `calls` and `cost_usd` are what collecting it took, cached answers apart.
+    1 when in one only. `calls`, `judge_tokens` and `cost_usd` are what it took, cached answers
+    apart; `judge_tokens` is null where no server counted them.
+    `unanswered` counts the pairs of the source that are left out since the judge gave no verdict
+    on them, by the reason.
     """
 
     license: License
@@ -170,6 +183,8 @@ class FeedbackManifest:
     calls: Count
     cost_usd: Finite
     versions: dict[str, str]
+    judge_tokens: Count | None = None
+    unanswered: tuple[UnansweredRecord, ...] = ()
     repo_id: str | None = None
     files: tuple[FileEntry, ...] = ()
     kind: Literal["feedback-dataset"] = "feedback-dataset"
@@ -201,7 +216,7 @@ class BankManifest:
 
 @plain_record
 class PolicyManifest:
-    """A language model trained against a bank.
+    """A language model trained against a bank, or on dialogues.
 
     Attributes:
         steps: The training step whose weights are kept.
@@ -210,6 +225,10 @@ class PolicyManifest:
         curve: All checks on held-out prompts, the first before training. One above `max_kl` may
             follow the kept one.
         delta_interval: 95 % interval, over prompts, of the kept reward minus the first.
+        sft: How it learnt from dialogues; then it has no objectives, weights and curve, and no
+            scalarizer, KL and interval of a reward. Null for a policy trained against a bank.
+        watched: On which prompts it was measured, and what it cost. Null for one trained on
+            dialogues, and where it was not recorded yet.
     """
 
     license: License
@@ -218,17 +237,19 @@ class PolicyManifest:
     base: BaseIdentity
     algorithm: str
     objectives: tuple[ObjectiveRecord, ...]
-    scalarizer: str
+    scalarizer: str | None
     weights: tuple[WeightRecord, ...]
     seed: int
     steps: Count
-    stopped_by: Literal["max_steps", "max_kl"]
+    stopped_by: Literal["max_steps", "max_kl", "failure"]
     max_kl: Finite | None
-    kl: Finite
+    kl: Finite | None
     settings: dict[str, Finite | int | str | bool | None]
     curve: tuple[PolicyCheckpoint, ...]
-    delta_interval: Bounds
+    delta_interval: Bounds | None
     versions: dict[str, str]
+    sft: SftRecord | None = None
+    watched: HeldOutRecord | None = None
     repo_id: str | None = None
     files: tuple[FileEntry, ...] = ()
     kind: Literal["policy"] = "policy"

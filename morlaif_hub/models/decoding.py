@@ -33,12 +33,13 @@ def decode(
     logits_processor: LogitsProcessorList,
     stopping_criteria: Any,
     generation_config: Any,
+    chances: Tensor | None = None,
     **model_kwargs: Any,
 ) -> Tensor:
     """Continue rows until they end; what `generate` calls when it is given as `custom_generate`.
 
     Random numbers come from PyTorch's global generator, one for each row and token. A model whose
-    state is not a plain key/value cache is decoded by `generate`'s own loop.
+    state is not a plain key/value cache is decoded by `generate`'s own loop, with numbers of that.
 
     Args:
         model: A causal language model.
@@ -46,6 +47,8 @@ def decode(
         logits_processor: Applied to every row; nucleus sampling is done here instead.
         stopping_criteria: Whether rows have ended.
         generation_config: Says whether to sample, how long, and the padding.
+        chances: The random numbers, uniform in [0, 1), shape (rows, new tokens at most): a row's
+            continuation then does not depend on which rows it is sampled with.
         **model_kwargs: As prepared by `generate`.
 
     Returns:
@@ -59,7 +62,11 @@ def decode(
     rows, length = input_ids.shape
     draw = _Draw.of(logits_processor, generation_config)
     room = generation_config.max_length - length
-    chances = torch.rand(rows, room).to(input_ids.device) if draw.sample else None
+    if draw.sample:
+        chances = torch.rand(rows, room) if chances is None else chances
+        chances = chances.to(input_ids.device)
+    else:
+        chances = None
     result = input_ids.new_full((rows, generation_config.max_length), draw.pad)
     result[:, :length] = input_ids
     logits, model_kwargs = _prefill(model, input_ids, model_kwargs, room)

@@ -2,10 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import StoppingCriteriaList, StopStringCriteria
+from transformers import (
+    LogitsProcessorList,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from morlaif_hub.comparisons import Message
 from morlaif_hub.errors import OptionError
@@ -105,7 +112,8 @@ def sample_responses(
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
             seed = hash((settings.seed, round_number, start)) % 2**31
-            sampled = _sample(language_model, [encoded[i] for i in batch], settings, seed=seed)
+            chosen = [encoded[i] for i in batch]
+            sampled = sample_rows(language_model.model, tokenizer, chosen, settings, seed=seed)
             for i, response in zip(batch, sampled, strict=True):
                 if not settings.distinct or _is_new(response, found[i]):
                     found[i].append(response)
@@ -126,14 +134,27 @@ def _by_length(encoded: Sequence[Sequence[int]]) -> list[int]:
 
 
 @torch.inference_mode()
-def _sample(
-    language_model: LanguageModel,
+def sample_rows(
+    model: Any,
+    tokenizer: Any,
     prompts: Sequence[list[int]],
     settings: SamplingSettings,
     *,
-    seed: int,
+    seed: int = 0,
+    chances: torch.Tensor | None = None,
 ) -> list[Response]:
-    model, tokenizer = language_model.model, language_model.tokenizer
+    """Return one response to each row of token ids, all sampled at once.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        prompts: At least one; equal ones next to each other are computed once.
+        settings: How to sample; how many and how many at once is not looked at.
+        seed: Of PyTorch's generator, which is put back afterwards.
+        chances: Random numbers to draw by, uniform in [0, 1), shape (rows, max_new_tokens). With
+            them rows do not depend on each other, and nothing but `settings` changes what is drawn
+            from, no penalty or bias of the model's own configuration.
+    """
     ids, mask = _left_padded(prompts, tokenizer.pad_token_id)
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
@@ -153,18 +174,27 @@ def _sample(
             attention_mask=mask.to(model.device),
             max_new_tokens=settings.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            custom_generate=decode,
+            custom_generate=decode if chances is None else partial(_unaltered, chances=chances),
             **sampling,
         )
-    ends = _end_tokens(language_model)
+    ends = _end_tokens(model, tokenizer)
     new = output[:, ids.shape[1] :].tolist()
     return [_response(tokenizer, row, ends, settings.stop) for row in new]
 
 
-def _end_tokens(language_model: LanguageModel) -> set[int]:
-    configured = language_model.model.generation_config.eos_token_id
+def _unaltered(
+    model: Any, input_ids: torch.Tensor, logits_processor: Any, **others: Any
+) -> torch.Tensor:
+    wanted = [
+        p for p in logits_processor if isinstance(p, TemperatureLogitsWarper | TopPLogitsWarper)
+    ]
+    return decode(model, input_ids, LogitsProcessorList(wanted), **others)
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    configured = model.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
-    return {end for end in (*ends, language_model.tokenizer.eos_token_id) if end is not None}
+    return {end for end in (*ends, tokenizer.eos_token_id) if end is not None}
 
 
 def _left_padded(rows: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

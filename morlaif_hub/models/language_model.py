@@ -18,7 +18,7 @@ from morlaif_hub.hub.artifact import (
     weights_sha256,
 )
 from morlaif_hub.hub.client import fetch
-from morlaif_hub.hub.manifest import MANIFEST_NAME, BaseIdentity, BaseManifest
+from morlaif_hub.hub.manifest import MANIFEST_NAME, BaseIdentity, BaseManifest, manifest_kind
 from morlaif_hub.hub.remote_files import refuse_damaged
 from morlaif_hub.models.embedded import EMBEDDED, embedded_model
 from morlaif_hub.workspace import write_text
@@ -153,7 +153,8 @@ def base_identity(
         ArtifactError: If its manifest declares other weights.
     """
     found = _weights_sha256(folder, _stamps(folder))
-    if (folder / MANIFEST_NAME).is_file():
+    # A policy in full is a model of its own; its manifest names what it was made from.
+    if (folder / MANIFEST_NAME).is_file() and manifest_kind(folder) != "policy":
         where = f"{repo_id}@{revision}" if repo_id else str(folder)
         declared = open_artifact(folder, BaseManifest, where=where).base
         if declared.weights_sha256 != found:
@@ -189,13 +190,19 @@ def load_tokenizer(folder: Path) -> Any:
     """Return a folder's tokenizer, with the end of sequence as padding where it has none.
 
     Raises:
-        ArtifactError: If it cannot be loaded, or not without code of its own.
+        ArtifactError: If it cannot be loaded, or not without code of its own, or has neither token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a stranger's files can make transformers fail in any way
         reason = shorten(str(error), 200)
         raise ArtifactError(f"{folder}: its tokenizer cannot be loaded: {reason}") from error
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise ArtifactError(
+            f"{folder}: its tokenizer has neither a pad_token nor an eos_token, so shorter texts "
+            "cannot be padded; name a token of its vocabulary that ends no text in "
+            'tokenizer_config.json, such as "pad_token": "<unk>"'
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

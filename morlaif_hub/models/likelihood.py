@@ -259,8 +259,21 @@ def log_probabilities(language_model: LanguageModel, states: Tensor) -> Tensor:
     Returns:
         In nats, shape (rows, vocabulary).
     """
-    logits = language_model.model.get_output_embeddings()(states).float()
-    cap = getattr(language_model.model.config, "final_logit_softcapping", None)
+    return torch.log_softmax(next_token_logits(language_model.model, states), dim=-1)
+
+
+def next_token_logits(model: Any, states: Tensor) -> Tensor:
+    """Return what a causal language model's head makes of final states, float32.
+
+    Args:
+        model: Whose head it is.
+        states: As its backbone returns them, shape (..., width).
+
+    Returns:
+        Shape (..., vocabulary).
+    """
+    logits: Tensor = model.get_output_embeddings()(states).float()
+    cap = getattr(model.config, "final_logit_softcapping", None)
     if cap:  # Gemma 2: arXiv:2408.00118, section 2
         logits = cap * torch.tanh(logits / cap)
-    return torch.log_softmax(logits, dim=-1)
+    return logits

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -52,8 +52,21 @@ class HeldOut:
     kl: float
     texts: tuple[str, ...]
 
-    def checkpoint(self, step: int, objectives: Sequence[str]) -> PolicyCheckpoint:
-        """Return the means over prompts, each prompt's mean counting once, for a manifest."""
+    @property
+    def distinct(self) -> float:
+        """The share of different texts among the responses, above 0 and at most 1."""
+        return len(set(self.texts)) / len(self.texts)
+
+    def checkpoint(
+        self, step: int, objectives: Sequence[str], *, judged: float | None = None
+    ) -> PolicyCheckpoint:
+        """Return the means over prompts, each prompt's mean counting once, for a manifest.
+
+        Args:
+            step: Of training.
+            objectives: Names of the columns of `scores`.
+            judged: The share of responses that a judge prefers to those before training.
+        """
         means = self._by_prompt(self.scores).mean(axis=0).tolist()
         return PolicyCheckpoint(
             step=step,
@@ -62,6 +75,8 @@ class HeldOut:
             kl=self.kl,
             words=float(self._by_prompt(self.words).mean()),
             finished=float(self._by_prompt(self.finished).mean()),
+            distinct=self.distinct,
+            judged=judged,
         )
 
     def change_from(self, before: "HeldOut") -> Interval:
@@ -70,14 +85,37 @@ class HeldOut:
         Raises:
             OptionError: If they were not measured on the same prompts.
         """
+        return self._change(before, self.rewards, before.rewards)
+
+    def changes_from(self, before: "HeldOut", objectives: Sequence[str]) -> dict[str, Interval]:
+        """Return the 95 % interval of the change of every objective's score since `before`.
+
+        Raises:
+            OptionError: If they were not measured on the same prompts.
+        """
+        columns = zip(objectives, self.scores.T, before.scores.T, strict=True)
+        return {name: self._change(before, now, then) for name, now, then in columns}
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain values, from which `from_plain` makes the same again."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in values.items()}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "HeldOut":
+        """Return what `plain` was made of."""
+        arrays = {n: np.array(plain[n]) for n in ("scores", "rewards", "words", "finished")}
+        prompts = np.array(plain["prompts"], dtype=np.intp)
+        return cls(**arrays, prompts=prompts, kl=plain["kl"], texts=tuple(plain["texts"]))
+
+    def _change(self, before: "HeldOut", now: Array, then: Array) -> Interval:
         prompts = np.unique(self.prompts)
         if not np.array_equal(prompts, np.unique(before.prompts)):
             raise OptionError(
                 f"a change needs the same prompts before and after, got {len(prompts)} after and "
                 f"{len(np.unique(before.prompts))} before, not all of them the same"
             )
-        change = self._by_prompt(self.rewards) - before._by_prompt(before.rewards)
-        return bootstrap_interval(change, prompts)
+        return bootstrap_interval(self._by_prompt(now) - before._by_prompt(then), prompts)
 
     def _by_prompt(self, values: Array) -> Array:
         """Return the mean of each prompt's rows, in the order of the prompts' indices."""
@@ -105,8 +143,7 @@ def measure(
         bank: Scores the responses.
         combine: From `bind_scalarizer`.
         sampling: The same for every policy that is to be compared; `distinct` is taken for False.
-        reference: A context in which the policy's model is the reference; None for the
-            reference itself, whose KL is 0.
+        reference: As for `mean_kl`; None for the reference itself, whose KL is 0.
     """
     sampled = sample_responses(policy, prompts, replace(sampling, distinct=False))
     flat = [(i, response) for i, found in enumerate(sampled) for response in found]
@@ -139,7 +176,8 @@ def mean_kl(
         policy: The model that answered, and what its prompts are encoded with.
         pairs: Prompts and the token ids that were sampled, the end of the turn among them:
             whether to stop is one of the policy's choices.
-        reference: A context in which the policy's model is the reference.
+        reference: A context in which the policy's model is the reference, or which gives another
+            `LanguageModel` that is.
     """
     by_prompt: dict[str, Branches] = {}
     for prompt, response in pairs:
@@ -153,12 +191,13 @@ def mean_kl(
     for batch in in_batches(branches):
         chosen = [branches[i] for i in batch]
         now = predicting_states(policy, chosen)
-        with reference():
-            then = predicting_states(policy, chosen)
-        for states, other in zip(now.split(LOGIT_ROWS), then.split(LOGIT_ROWS), strict=True):
+        with reference() as given:
+            other = given if isinstance(given, LanguageModel) else policy
+            then = predicting_states(other, chosen)
+        for states, old in zip(now.split(LOGIT_ROWS), then.split(LOGIT_ROWS), strict=True):
             current = log_probabilities(policy, states)
             with reference():
-                before = log_probabilities(policy, other)
+                before = log_probabilities(other, old)
             total += float((current.exp() * (current - before)).sum())
         tokens += len(now)
     return total / tokens if tokens else 0.0

@@ -12,20 +12,26 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+from trl.trainer.utils import FusedCausalLMOutput
+
+from morlaif_hub.policies.loss_head import log_probs_and_entropies, takes
 
 _IGNORED = -100  # the label of a token that is not scored
 _SCORED = {"input_ids", "attention_mask", "labels", "fused_lm_head"}
 
 
-def share_prompts(model: Any) -> None:
+def share_prompts(model: Any, *, temperature: float | None = None) -> None:
     """Make a model that TRL gave its fused head compute each prompt of a batch once.
 
-    Log-probabilities, entropies and gradients are those of TRL's own forward pass, up to rounding:
-    the head is TRL's. Whatever else the model is called with goes to its forward pass as before,
-    and so does everything of a model that keeps more than keys and values.
+    Log-probabilities, entropies and their gradients are those of TRL's own forward pass, up to
+    rounding. Whatever else the model is called with goes to its forward pass as before, and so does
+    everything of a model that keeps more than keys and values.
 
     Args:
         model: A causal language model, inside of PEFT's wrapper; its `forward` is replaced.
+        temperature: That TRL's head was made with; then our own, which is faster without a GPU, is
+            used where it can be. The entropies have no gradient then, so a loss must not be of
+            them. None keeps TRL's.
     """
     fused = model.forward
     layers = DynamicCache(config=model.config).layers
@@ -37,24 +43,30 @@ def share_prompts(model: Any) -> None:
     def forward(*args: Any, **inputs: Any) -> Any:
         given = {name for name, value in inputs.items() if value is not None}
         if not args and given - {"return_dict"} == _SCORED and inputs["fused_lm_head"]:
-            return _scored(model, fused, inputs)
+            own = None if temperature is None or not takes(model) else temperature
+            return _scored(model, fused, inputs, own)
         return fused(*args, **inputs)
 
     model.forward = forward
 
 
-def _scored(model: Any, fused: Any, inputs: dict[str, Tensor]) -> Any:
+def _scored(model: Any, fused: Any, inputs: dict[str, Tensor], temperature: float | None) -> Any:
     """Return what TRL's forward pass does: fields of shape (rows, tokens - 1), 0 if not scored."""
     following = inputs["labels"][:, 1:]
     wanted = following != _IGNORED
     first = int(wanted.any(0).int().argmax())  # the token that predicts the first one of all
     states = _states(model, inputs["input_ids"], inputs["attention_mask"], first)
     chosen = states[wanted[:, first:]]
-    stand_in = types.SimpleNamespace(
-        base_model=lambda **_: types.SimpleNamespace(last_hidden_state=chosen[None]),
-        get_output_embeddings=model.get_output_embeddings,
-    )
-    outputs = fused.__func__(stand_in, fused_lm_head=True, shift_labels=following[wanted][None])
+    if temperature is None:
+        stand_in = types.SimpleNamespace(
+            base_model=lambda **_: types.SimpleNamespace(last_hidden_state=chosen[None]),
+            get_output_embeddings=model.get_output_embeddings,
+        )
+        outputs = fused.__func__(stand_in, fused_lm_head=True, shift_labels=following[wanted][None])
+    else:
+        weight = model.get_output_embeddings().weight
+        found = log_probs_and_entropies(chosen, weight, following[wanted], temperature)
+        outputs = FusedCausalLMOutput(log_probs=found[0], entropy=found[1])
     for name in ("log_probs", "entropy"):
         if (its := outputs[name]) is not None:
             outputs[name] = its.new_zeros(wanted.shape).masked_scatter(wanted, its)
