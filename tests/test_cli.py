@@ -199,6 +199,7 @@ def test_every_command_has_the_common_options() -> None:
         "quickstart",
         "sample-pairs",
         "validate-judge",
+        "inspect-feedback",
         "collect-feedback",
         "train-pm",
         "fit-weights",
