@@ -550,6 +550,7 @@ def test_two_processes_come_to_what_one_does(form: str, base: Path, tmp_path: Pa
     assert said[0]["error"] == said[1]["error"]
     assert done.stdout == ""
     alone = make_model(form, base)
+    start = {name: weight.clone() for name, weight in trained_weights(alone).items()}
     expected = train(alone, base)
     assert said[0]["result"][2:] == [expected.steps, expected.kept]
     assert said[0]["result"][:2] == pytest.approx(expected[:2])
@@ -558,8 +559,10 @@ def test_two_processes_come_to_what_one_does(form: str, base: Path, tmp_path: Pa
         two = [load_file(tmp_path / f"{kind}-{rank}.safetensors") for rank in (0, 1)]
         assert same(*two)
         assert one.keys() == two[0].keys()
-        for name, weight in one.items():
-            torch.testing.assert_close(two[0][name], weight, atol=2e-5, rtol=1e-3)
+        # AdamW divides by a gradient's own size, so where one is next to nothing, rounding decides.
+        off = sum(float((two[0][name] - weight).square().sum()) for name, weight in one.items())
+        moved = sum(float((start[name] - weight).square().sum()) for name, weight in one.items())
+        assert off < 1e-6 * moved
 
 
 @pytest.mark.slow
