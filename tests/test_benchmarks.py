@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import accuracy, bank, grpo, probes, training
+from benchmarks import accuracy, bank, feedback, grpo, probes, training
 from benchmarks.adapters import (
     bank_engine,
     base_classifier,
@@ -19,6 +20,7 @@ from benchmarks.adapters import (
     with_adapters,
 )
 from benchmarks.children import in_child, peak_megabytes
+from benchmarks.feedback_server import counts, serving
 from benchmarks.floors import Counts, Work, last_layer_share, unique_tokens
 from benchmarks.loops import Opponents
 from benchmarks.settings import Rounded, Setting, rounding
@@ -264,6 +266,50 @@ def test_the_benchmark_of_training_runs() -> None:
     assert found["loss_difference"] < 1e-6
     assert found["goal"] is None
     assert found["counts"]["unique"] < found["counts"]["tokens"] < found["counts"]["padded"]
+
+
+def test_the_benchmark_of_feedback_runs() -> None:
+    result = CliRunner().invoke(feedback.main, ["--tiny", "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["right"]
+    judge, loop, unlimited = data["ways"]
+    assert [way["right"] for way in data["ways"]] == [250, 5, 250]
+    assert 0 < judge["share"] < 1.11  # what the server takes at once is a tenth of this short time
+    assert unlimited["share"] is None
+    assert judge["at_once"] > loop["at_once"] == 1
+    assert loop["requests"] == 2 * 5
+    assert loop["seconds"] >= 2 * 5 * 0.05
+    assert data["times_one_after_the_other"] > 2
+    assert data["held"] is None  # it is too short for the goals
+
+
+def test_the_server_of_the_benchmark_of_feedback_keeps_to_its_limit() -> None:
+    with serving(latency=0.0, rpm=1) as url:
+        statuses, waits = [], []
+        for _ in range(3):
+            answer = httpx2.post(f"{url}/chat/completions", json={"messages": []})
+            statuses.append(answer.status_code)
+            waits.append(float(answer.headers.get("retry-after", 0)))
+            assert answer.headers["x-ratelimit-limit-requests"] == "1"
+        done = counts(url)
+    assert statuses == [200, 429, 429]
+    assert waits[0] == 0 < waits[2] < waits[1] <= 60
+    assert (done.answered, done.refused) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("requests", "loops", "right", "held"),
+    [(451, 22, 1, True), (449, 22, 1, False), (451, 23, 1, False), (451, 22, 0, False)],
+)
+def test_goals_of_feedback(requests: float, loops: float, right: int, held: bool) -> None:
+    one = feedback.Asked("judge", 30_000, 1, right, 2 / requests, 0, 0, 0, 2, 0, 1)
+    found = [one, replace(one, way="loop", right=1, seconds=2 / loops)]
+    goals = feedback.Goals.of(found, {"judge": 1, "loop": 1, "unlimited": 1})
+    assert goals.held is held
+    report = feedback.report(found, goals, about="A server.", judged=True)
+    assert ("NOT held" in report.text) is not held
+    assert report.exit_code == (not held)
 
 
 @pytest.mark.slow

@@ -407,6 +407,14 @@ def test_spellings_of_a_letter(text: str) -> None:
         ("Answer: Option B: since", (0, 1)),
         ("Anger", (0, 0)),
         ("Both", (0, 0)),
+        ("The answer is B.", (0, 1)),
+        ("the answer is: **A**", (1, 0)),
+        ("A is better", (1, 0)),
+        ("A: a good reply", (1, 0)),
+        ("Option A gives more", (1, 0)),
+        ("A good reply would be", (0, 0)),  # an article
+        ("The answer is a matter of taste", (0, 0)),
+        ("The answer", (0, 0)),
         ("The first, A", (0, 0)),  # only a letter at the start is an answer
         ("", (0, 0)),
     ],
@@ -416,6 +424,16 @@ def test_letters_in_answers_are_counted(text: str, letters: tuple[int, int]) -> 
     assert not isinstance(reading, Unanswered)
     assert (reading.first - 2, reading.second) == letters
     assert reading.choices == 3
+
+
+def test_talk_in_place_of_the_form_that_was_asked_for_is_no_thinking() -> None:
+    def rambling(*_: object) -> Body:
+        return completion("Paris is the capital of", finish="length")
+
+    with serving(rambling) as server:
+        asking = judge_at(server.url).asking()
+        assert (asking.method, asking.dialect.thinking) == ("samples", False)
+        assert max(body["max_tokens"] for body in server.got) < 100
 
 
 def test_with_reasoning_the_letter_is_the_last_that_is_answered() -> None:

@@ -5,6 +5,7 @@ Nothing here uses the network, so that live requests and batch files share it.
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -21,11 +22,16 @@ METHODS: tuple[Method, ...] = ("logprobs", "structured", "samples")
 PLAINLY = Manner()
 NO_LETTER = "no letter in the answer"
 REFUSED = "refused"
+NOT_IN_FORM = "the answer is not in the form that was asked for"
 CUT_OFF = "the answer was cut off before its letter"
 THINKING_TOKENS = 2048
 _TOKENS: dict[Method, int] = {"logprobs": 1, "structured": 24, "samples": 8}
 _AROUND = " \t\r\n\"'`*_([{<>}]).,:;!"
-_BEFORE_A_LETTER = ("answer", "option")
+_BEFORE_A_LETTER = ("the", "answer", "option", "is")
+# `A good reply would be` and `The answer is a matter of taste` name no letter.
+_ARTICLE = re.compile(
+    r"[\W_]*(?:(?:the|answer|is)[\W_]+)*a +(?!(?:is|because|since|as)\b)[a-z]", re.IGNORECASE
+)
 _SCHEMA = {
     "type": "object",
     "properties": {"answer": {"type": "string", "enum": ["A", "B"]}},
@@ -187,9 +193,11 @@ def read_answer(asking: Asking, completion: object) -> Reading | Unanswered:
     counted = Reading(None, letters.count("A"), letters.count("B"), len(choices))
     if not counted.first + counted.second:
         cut_off = all(choice.get("finish_reason") == "length" for choice in choices)
-        if asking.method == "structured" and not cut_off:
-            return Unanswered("the answer is not in the form that was asked for")
-        if asking.method == "structured" or (cut_off and not any(map(_content, choices))):
+        said = [text for text in map(_content, choices) if text.strip()]
+        if asking.method == "structured":
+            begun = all(text.lstrip().startswith("{") for text in said)
+            return Unanswered(CUT_OFF if cut_off and begun else NOT_IN_FORM)
+        if cut_off and not said:
             return Unanswered(CUT_OFF)
     return counted
 
@@ -289,6 +297,8 @@ def _spoken_letter(asking: Asking, choice: Mapping[str, Any]) -> str | None:
         _, answered, text = text.rpartition(ANSWER)
         if not answered:
             return None
+    if _ARTICLE.match(text):
+        return None
     words = text.replace(":", " ").split()
     while words and words[0].strip(_AROUND).casefold() in _BEFORE_A_LETTER:
         del words[0]
