@@ -76,7 +76,7 @@ class Registry(Generic[T]):
             raise UnknownNameError(self.kind, name, [*self._ours, *self._aliases, *installed])
         try:
             return cast(T, installed[name].load())
-        except Exception as error:
+        except Exception as error:  # somebody else's package can fail in any way
             raise PluginError(
                 f"{self.kind} {name!r} of {self.package(name)} cannot be loaded: "
                 f"{type(error).__name__}: {error}. Set MORLAIF_HUB_PLUGINS=off to go on without "

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from morlaif_hub.errors import ArtifactError, ManifestError, WorkspaceError
 from morlaif_hub.hub.artifact import (
@@ -446,9 +448,6 @@ def test_the_hash_is_the_documented_one(tmp_path: Path) -> None:
 
 
 def test_the_hash_reads_what_the_safetensors_library_writes(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    from safetensors.torch import save_file
-
     weight = torch.arange(3_000_000, dtype=torch.float32)  # more than one chunk
     save_file({"weight": weight, "empty": torch.empty(0, 4)}, tmp_path / "model.safetensors")
     before = weights_sha256(tmp_path)

@@ -28,7 +28,7 @@ from morlaif_hub.bank.artifact import write_bank
 from morlaif_hub.cli import COMMANDS, FriendlyGroup, cli, demo, every_command
 from morlaif_hub.cli.banks import bank_sources
 from morlaif_hub.cli.pairs import read_pairs
-from morlaif_hub.cli.preference_models import FORMS_WITH
+from morlaif_hub.cli.preference_models import FORMS_WITH, standing_line
 from morlaif_hub.cli.progress import Progress
 from morlaif_hub.cli.tables import doubts, printable, table, validation_table
 from morlaif_hub.errors import ModelNotFoundError
@@ -44,7 +44,9 @@ from morlaif_hub.hub.manifest import (
 )
 from morlaif_hub.models.generation import Response, SamplingSettings
 from morlaif_hub.policies.train import PolicySettings
+from morlaif_hub.preference_models.losses import Check
 from morlaif_hub.preference_models.settings import GradientSettings
+from morlaif_hub.preference_models.standing import Standing
 from morlaif_hub.preference_models.train import TrainSettings
 from morlaif_hub.principles import DEFAULT_CONSTITUTION, load_constitution
 from morlaif_hub.quickstart import QuickstartSettings
@@ -1103,6 +1105,35 @@ def test_progress_is_a_line_elsewhere(capsys: pytest.CaptureFixture[str]) -> Non
         for done in range(1, 4):
             progress.reach("train detail", done, 3)
     assert capsys.readouterr() == ("", "judging (4,000 to do)\ntrain detail (3 to do)\n")
+
+
+def test_how_models_stand_is_a_line_for_each_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = [
+        Standing("empathy", 5, 1400, Check(0.6612, 0.58)),
+        Standing("detail", 5, 1400, Check(0.7, None)),
+    ]
+    line = (
+        "step 5 of 1,400, accuracy (loss) on validation pairs: empathy 0.58 (0.661), detail all "
+        "ties (0.700)"
+    )
+    assert standing_line(first) == line
+    ended = Standing("empathy", 9, 1400, ended=True)
+    assert standing_line([ended]) == "empathy: training ended at step 9 of 1,400"
+    with Progress() as progress:
+        progress.start("train empathy, detail", 2800)
+        progress.say(line)
+    assert capsys.readouterr() == ("", f"train empathy, detail (2,800 to do)\n{line}\n")
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with Progress() as progress:
+        progress.start("train empathy, detail", 2800)
+        progress.say(line)
+        progress.advance(2800)
+    shown = screen.getvalue()
+    assert f"{line}\n" in shown
+    assert "2800/2800" in shown.split(line)[1]  # the bar goes on below
 
 
 def test_tables_are_aligned_and_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Training preference models: what they learn, what they start from, and what is written down."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import (
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from morlaif_hub.bank.bank import PMBank
 from morlaif_hub.bank.classifier import load_classifier
@@ -41,6 +49,7 @@ from morlaif_hub.preference_models.settings import (
     Trainer,
     default_learning_rate,
 )
+from morlaif_hub.preference_models.standing import Standing, Standings
 from morlaif_hub.preference_models.train import TrainSettings, train_preference_models
 from morlaif_hub.principles import Principle, load_constitution
 from tests.manifests import base_identity, preference_model_manifest
@@ -535,13 +544,107 @@ def test_a_run_that_dies_when_it_measures_does_not_train_again(
     assert len(list(kept.iterdir())) == 1
     steps: list[int] = []
     run("first", SETTINGS, steps)
-    assert len(steps) == 1  # all of them at once: they were done
+    assert len(steps) == 2  # none, and then all of them at once: they were done
+    assert steps[0] == 0
     assert not kept.exists()
     run("whole", SETTINGS)
     whole, resumed = (
         load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "first")
     )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("form", "trainer"), [("lora", "together"), ("lora", "trl"), ("full", "trl")]
+)
+def test_how_it_stands_is_told_while_it_is_trained(
+    form: Form, trainer: Trainer, base: ModelFolder, preferences: Preferences, tmp_path: Path
+) -> None:
+    """The start, then four times an epoch; and where it ends, if that is early."""
+    gradient = replace(SETTINGS.gradient, epochs=6, patience=1, learning_rate=0.02)
+    chance = np.random.default_rng(0).permutation(preferences.probabilities)  # soon in vain
+    told: list[Standing] = []
+    steps: dict[str, tuple[int, int]] = {}
+    (manifest,) = train_preference_models(
+        [replace(preferences, probabilities=chance)],
+        base=base,
+        folders=[tmp_path / "pm"],
+        settings=replace(SETTINGS, form=form, trainer=trainer, gradient=gradient),
+        progress=lambda stage, done, total: steps.__setitem__(stage, (done, total)),
+        watch=told.extend,
+    )
+    record = manifest.training.gradient
+    assert record is not None
+    total = steps["train toxicity"][1]
+    assert steps["train toxicity"] == (total, total)
+    *checks, last = told
+    assert last.ended
+    assert last.check is None
+    assert last.step == checks[-1].step < total
+    assert {(one.principle, one.total) for one in told} == {("toxicity", total)}
+    at = [one.step for one in checks]
+    assert at[0] == 0
+    assert at == sorted(set(at))
+    found = {one.step: one.check for one in checks}
+    assert found[0] is not None
+    assert found[0].accuracy == record.start_accuracy
+    if record.kept == "trained":
+        best = found[record.steps]
+        assert best is not None
+        assert best.accuracy == record.trained_accuracy
+        assert best == min(found.values(), key=lambda check: check.log_loss if check else 9.0)
+
+
+def test_a_training_that_skips_steps_has_ended() -> None:
+    told: list[Standing] = []
+    standings = Standings(40, told.extend)
+    for _ in range(12):
+        standings.advance("toxicity", 1)
+        standings.advance("detail", 1)
+    standings.advance("toxicity", 28)
+    assert told == [Standing("toxicity", 13, 40, ended=True)]
+    for _ in range(28):
+        standings.advance("detail", 1)
+    assert standings.left("detail") == 0
+    standings.advance("resumed", 40)  # when it ended was told by the run before
+    assert len(told) == 1
+
+
+def mamba() -> PreTrainedModel:
+    config = MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4)
+    return MambaForCausalLM(config)
+
+
+def t5() -> PreTrainedModel:
+    config = T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    return T5ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "said"),
+    [
+        (mamba, "lora", "no sequence classifier for mamba, .* take the form 'probe'"),
+        (mamba, "full", "no sequence classifier for mamba, .* take the form 'probe'"),
+        (t5, "lora", "t5 writes with a decoder .* use a decoder such as"),
+        (t5, "probe", "t5 writes with a decoder .* use a decoder such as"),
+    ],
+)
+def test_a_base_that_no_head_fits_says_what_to_use(
+    kind: Callable[[], PreTrainedModel],
+    form: Form,
+    said: str,
+    preferences: Preferences,
+    tmp_path: Path,
+) -> None:
+    kind().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    with pytest.raises(TrainingError, match=said):
+        train_preference_models(
+            [preferences],
+            base=model_folder(tmp_path / "base"),
+            folders=[tmp_path / "pm"],
+            settings=replace(SETTINGS, form=form),
+        )
 
 
 def base_with(folder: Path, **tokens: str | None) -> ModelFolder:

@@ -33,7 +33,7 @@ class Weights(click.ParamType[dict[str, float]]):
         self,
         value: Any,
         param: click.Parameter | None,  # noqa: ARG002  # click's signature
-        ctx: click.Context | None,  # noqa: ARG002
+        ctx: click.Context | None,  # noqa: ARG002  # click's signature
     ) -> dict[str, float]:
         """Return the weights by name; whether they are the bank's is not known here."""
         if isinstance(value, dict):

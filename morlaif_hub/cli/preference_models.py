@@ -31,6 +31,7 @@ from morlaif_hub.workspace import Workspace
 if TYPE_CHECKING:
     from morlaif_hub.hub.manifest import PreferenceModelManifest
     from morlaif_hub.preference_models.preferences import Preferences
+    from morlaif_hub.preference_models.standing import Standing
     from morlaif_hub.principles import Principle
 
 
@@ -206,6 +207,7 @@ def train_pm(
             settings=settings,
             checkpoints=workspace.training,
             progress=progress.reach,
+            watch=lambda standings: progress.say(standing_line(standings)),
         )
         if not processes.main:
             raise click.exceptions.Exit(0)
@@ -261,6 +263,18 @@ def _preferences(
         sha256=source.sha256,
     )
     return [human_preferences(p, given.comparisons, dataset=dataset, seed=seed) for p in principles]
+
+
+def standing_line(standings: "Sequence[Standing]") -> str:
+    """Return in a line how preference models in training stand after the same step."""
+    at = f"step {standings[0].step:,} of {standings[0].total:,}"
+    if standings[0].ended:
+        return f"{standings[0].principle}: training ended at {at}"
+    found = []
+    for name, check in ((one.principle, one.check) for one in standings if one.check):
+        accuracy = "all ties" if check.accuracy is None else number(check.accuracy)
+        found.append(f"{name} {accuracy} ({number(check.log_loss, 3)})")
+    return f"{at}, accuracy (loss) on validation pairs: {', '.join(found)}"
 
 
 def _models_report(manifests: "Sequence[PreferenceModelManifest]", workspace: Workspace) -> Report:

@@ -53,6 +53,13 @@ class Progress:
             self.start(stage, total)
         self.advance(done - self._done)
 
+    def say(self, text: str) -> None:
+        """Write a line, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            click.echo(text, err=True)
+
     def finish(self) -> None:
         """End the stage, so that something else can be said."""
         if self._bar is not None:

@@ -71,6 +71,7 @@ def push_options(function: Callable[..., Report]) -> Callable[..., Report]:
         click.option("--create-pr", is_flag=True, help="Open a pull request instead."),
         click.option("--yes", is_flag=True, help="Do not ask on a terminal."),
     ]
+    # Options that were put on the function below, in click's own place for them.
     gathered.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
     for option in reversed(options):
         option(gathered)

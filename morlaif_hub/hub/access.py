@@ -114,7 +114,7 @@ def patiently(asked: Asked, ask: Callable[[], T]) -> T:
     for number in range(TRIES):
         try:
             return within(PATIENCE, ask)
-        except Exception as error:
+        except Exception as error:  # the Hub's come from three libraries; all others go on up
             if not is_the_hubs(error):
                 raise
             pause = _pause_after(error, number)
@@ -158,7 +158,7 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
     def run() -> None:
         try:
             answer.set_result(ask())
-        except Exception as error:
+        except Exception as error:  # whoever waits for the answer gets it
             answer.set_exception(error)
 
     Thread(target=run, daemon=True).start()
@@ -236,7 +236,7 @@ def _again_if_cut_off(ask: Callable[[], T]) -> T:
     for pause in _SHORT_PAUSES:
         try:
             return ask()
-        except Exception as error:
+        except Exception as error:  # raised again, unless it will pass
             # Where nothing listens at all, a second look a moment later sees nothing else.
             if not is_passing(error) or isinstance(error, httpx.ConnectError):
                 raise

@@ -107,7 +107,7 @@ def fetch(
         folder = _download(wanted)
     except MorlaifHubError:
         raise
-    except Exception as error:
+    except Exception as error:  # the Hub's come from three libraries; all others go on up
         if not is_the_hubs(error):
             raise
         raise refusal(wanted.asked, error) from error
@@ -272,7 +272,7 @@ def _downloaded_whole(wanted: _Wanted, commit: str | None) -> Path:
             folder = Path(_snapshot(wanted)(revision=commit))
             _check_download(wanted, folder)
             return folder
-        except Exception as error:
+        except Exception as error:  # raised again, unless a second try may help
             if number == DOWNLOADS - 1 or not is_passing(error):
                 raise
             sleep(2.0**number)

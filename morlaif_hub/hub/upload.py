@@ -194,7 +194,7 @@ def open_pull_request(asked: Asked, *, title: str) -> Asked:
         made = api.create_pull_request(asked.repo_id, title, repo_type=asked.repo_type)
         if made.status == "draft":
             api.change_discussion_status(asked.repo_id, made.num, "open", repo_type=asked.repo_type)
-    except Exception as error:
+    except Exception as error:  # whatever it was, a request may be open now
         said = refusal(asked, error)
         raise HubError(
             f"{said}; a pull request without changes may be open now: look at {endpoint()}/"
@@ -226,7 +226,7 @@ def commit_folder(folder: Path, target: Remote, *, message: str) -> str:
     for number in range(TRIES):
         try:
             return within(seconds, send)
-        except Exception as error:
+        except Exception as error:  # the Hub's come from three libraries; all others go on up
             if not is_the_hubs(error):
                 raise
             if not _may_have_landed(error):
@@ -271,7 +271,7 @@ def tag_version(asked: Asked, commit: str) -> str:
                     repo_type=asked.repo_type,
                 ),
             )
-        except Exception as error:
+        except Exception as error:  # told as what it is, unless another try may help
             taken = isinstance(error, HfHubHTTPError) and error.response.status_code == 409
             if not taken and (number == TRIES - 1 or not is_passing(error)):
                 raise refusal(asked, error) from error

@@ -115,7 +115,7 @@ def _converted(gguf: Path) -> Path:
 
 def _dequantise(gguf: Path, folder: Path) -> None:
     try:
-        import gguf as _  # noqa: F401
+        import gguf as _  # noqa: F401 - only whether it is there
     except ImportError as error:
         raise ModelNotFoundError(
             "the package 'gguf' is needed once, to convert the embedded model: run 'make setup' "

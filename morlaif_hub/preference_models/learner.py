@@ -116,8 +116,8 @@ class Learner:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def check(self, differences: Array, step: int) -> None:
-        """Take a check on the validation pairs into account.
+    def check(self, differences: Array, step: int) -> Check | None:
+        """Take a check on the validation pairs into account; return what it found, if anything.
 
         Args:
             differences: Scores of first minus those of second responses, shape (pairs,).
@@ -127,10 +127,11 @@ class Learner:
             found: Check = check_scores(differences, self.work.validation.probabilities)
         except TrainingError as error:
             self._end(f"at step {step}: {error}")
-            return
+            return None
         if self._selection.add(found, step):
             self._best = self._copied()
         self.going = self._selection.without_better < self._settings.patience
+        return found
 
     def finish(self, steps: int) -> Trained | TrainingError:
         """Put the best weights in place; return what training gave.

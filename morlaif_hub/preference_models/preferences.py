@@ -64,8 +64,9 @@ class Preferences:
         if len(self.decided) < FEWEST_PAIRS or not len(self.held_out):
             raise TrainingError(
                 f"{self.principle.name}: {len(self.decided)} training pairs that are no ties and "
-                f"{len(self.held_out)} held-out pairs; at least {FEWEST_PAIRS} and 1 are needed "
-                "(some hundred pairs of at least 24 prompts learn something)"
+                f"{len(self.held_out)} held-out pairs are too few; give more labelled pairs: "
+                f"{FEWEST_PAIRS} and 1 at least, and to learn something some hundred, of at least "
+                "24 prompts"
             )
         sides = set(np.sign(self.probabilities - 0.5)) - {0.0}
         if len(sides) == 1:

@@ -215,6 +215,7 @@ class Run:
         model = new_adapters(self._classifier(), heads, gradient, seed=seed)
         total = total_steps(work, gradient)
         count = Counter(partial(self.tell, f"train {', '.join(work)}"), total * len(jobs))
+        count(0)  # checks of the start come before the first step
         standings = Standings(total, self._watch)
 
         def advance(name: str, steps: int) -> None:
@@ -230,6 +231,7 @@ class Run:
                 pad_token_id=self.encoder.tokenizer.pad_token_id,
                 checkpoint=self._checkpoints,
                 progress=advance,
+                checked=standings.checked,
             )
         except NotPackableError as error:
             if self.settings.trainer == "together":
@@ -254,6 +256,7 @@ class Run:
         steps = max(1, round(-(-rows // gradient.batch_size) * gradient.epochs))
         standings, name = Standings(steps, self._watch), job.name
         count = Counter(partial(self.tell, f"train {name}"), steps)
+        count(0)
 
         def advance(more: int) -> None:
             count(more)

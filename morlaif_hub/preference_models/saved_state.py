@@ -101,7 +101,8 @@ class SavedState:
                 if about.get("key") != self._key:
                     _LOG.info("%s is of another run and will be replaced", self._file)
                     return None
-                tensors = {name: found.get_tensor(name) for name in found.keys()}  # noqa: SIM118
+                names = found.keys()  # the file itself is no iterator of them
+                tensors = {name: found.get_tensor(name) for name in names}
                 return State(tensors, json.loads(about["facts"]))
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             _LOG.warning("%s cannot be read, training begins anew: %s", self._file, error)

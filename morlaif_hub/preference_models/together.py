@@ -25,7 +25,7 @@ from morlaif_hub.bank.training_rows import Item, TrainingRows
 from morlaif_hub.bank.trunk import out_of_memory
 from morlaif_hub.errors import TrainingError
 from morlaif_hub.preference_models.learner import Learner, Work
-from morlaif_hub.preference_models.losses import Trained
+from morlaif_hub.preference_models.losses import Check, Trained
 from morlaif_hub.preference_models.new_adapters import slot_of
 from morlaif_hub.preference_models.saved_state import Digest, SavedState, State
 from morlaif_hub.preference_models.settings import GradientSettings
@@ -41,6 +41,8 @@ SAVE_SECONDS = 300.0
 
 Progress = Callable[[str, int], None]
 """Told a principle's name and how many of its `total_steps` are behind it since the last time."""
+Checked = Callable[[int, Mapping[str, Check]], None]
+"""Told after which step, and what was found on the validation pairs, by principle."""
 Look = Callable[[list[Item], str, dict[Ids, Tensor]], None]
 
 
@@ -58,6 +60,7 @@ def train_together(
     pad_token_id: int,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    checked: Checked | None = None,
 ) -> dict[str, Trained | TrainingError]:
     """Train adapters in place, all in one run; each ends up as its best checkpoint.
 
@@ -76,6 +79,7 @@ def train_together(
         checkpoint: A folder for what a killed run goes on from, with the result that it would have
             had. Remove it when the result is safe. None keeps nothing.
         progress: Told after every step.
+        checked: Told of every check.
 
     Returns:
         By principle: how it went, or why its training was given up, with the principle's name.
@@ -95,7 +99,14 @@ def train_together(
     if not plan.total:
         raise TrainingError("there are no pairs to train on")
     saved = SavedState(checkpoint, _key(model, work, settings, seed))
-    run = _Run(rows, learners, plan, saved=saved, progress=progress or (lambda _name, _steps: None))
+    run = _Run(
+        rows,
+        learners,
+        plan,
+        saved=saved,
+        progress=progress or (lambda _name, _steps: None),
+        checked=checked or (lambda _step, _found: None),
+    )
     with rows.ready():
         run.go()
     results = {learner.principle: learner.finish(run.done) for learner in learners}
@@ -154,10 +165,11 @@ class _Run:
         *,
         saved: SavedState,
         progress: Progress,
+        checked: Checked,
     ) -> None:
         self.done = 0
         self._rows, self._learners, self._plan = rows, learners, plan
-        self._saved, self._progress = saved, progress
+        self._saved, self._progress, self._checked = saved, progress, checked
         self._of_slot = {learner.slot: learner for learner in learners}
         self._row_tokens = ROW_TOKENS
 
@@ -238,8 +250,12 @@ class _Run:
 
         for chosen, items in rows.items():
             self._in_rows(items, chosen, note)
+        told = {}
         for learner in going:
-            learner.check(self._differences(learner, found[learner.slot]), self.done)
+            check = learner.check(self._differences(learner, found[learner.slot]), self.done)
+            if check is not None:
+                told[learner.principle] = check
+        self._checked(self.done, told)
 
     def _texts(self, pairs: TokenPairs) -> dict[Ids, None]:
         return dict.fromkeys(self._rows.read(ids) for ids in (*pairs.first, *pairs.second))

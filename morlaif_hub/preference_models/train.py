@@ -15,6 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
+
 from morlaif_hub.errors import TrainingError
 from morlaif_hub.hub.artifact import stage
 from morlaif_hub.hub.manifest import InputFormat, PreferenceModelManifest
@@ -63,11 +65,12 @@ def train_preference_models(
         The manifests, in the order of the preferences; in every process.
 
     Raises:
-        TrainingError: If there are too few pairs, the labels are all on one side, all texts are too
-            long, or the loss becomes NaN; the principle is named, and the other principles' models
-            are finished first.
+        TrainingError: If the base is of a kind that cannot be one, there are too few pairs, the
+            labels are all on one side, all texts are too long, or the loss becomes NaN; the
+            principle is named, and the other principles' models are finished first.
     """
     settings = settings or TrainSettings()
+    _check_base(base, settings)
     encoder = _encoder(base, settings)
     _check(preferences, encoder)
     if checkpoints is not None:
@@ -98,6 +101,23 @@ def _forget(checkpoints: Path) -> None:
     shutil.rmtree(checkpoints, ignore_errors=True)
     with suppress(OSError):  # others' may be there
         checkpoints.parent.rmdir()
+
+
+def _check_base(base: ModelFolder, settings: TrainSettings) -> None:
+    """Check that a score head can be put on a base."""
+    config = AutoConfig.from_pretrained(base.path, trust_remote_code=False)
+    if config.is_encoder_decoder:
+        raise TrainingError(
+            f"{base.name}: {config.model_type} writes with a decoder what an encoder read, and a "
+            "preference model has only one of them; use a decoder such as Llama, Qwen, Gemma or "
+            "GPT-2, or an encoder such as BERT"
+        )
+    if settings.form != "probe" and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise TrainingError(
+            f"{base.name}: transformers has no sequence classifier for {config.model_type}, whose "
+            "head would make the score; take the form 'probe', which needs none, or another base, "
+            "such as Llama, Qwen, Gemma, GPT-2 or BERT"
+        )
 
 
 def _encoder(base: ModelFolder, settings: TrainSettings) -> Encoder:

@@ -145,7 +145,10 @@ class Watch(TrainerCallback):
 
     def _check(self, step: int) -> None:
         pairs = self._plan.validation
-        found = [check_scores(self._differences(), pairs.probabilities)]
+        try:
+            found = [check_scores(self._differences(), pairs.probabilities)]
+        except TrainingError as error:
+            raise TrainingError(f"at step {step}: {error}") from error
         # Processes on unlike machines may round differently, but have to agree.
         broadcast_object_list(found)
         if self._plan.checked:

@@ -182,7 +182,7 @@ class _Work:
                     self._tell(len(pairs))
             if not read and not stopped:
                 raise DataError("there is no comparison to score")
-        except BaseException:
+        except BaseException:  # Ctrl-C as well: the others must not wait for this process
             if self._processes.count > 1:
                 self._parts.halt()
             raise
