@@ -85,8 +85,9 @@ def cli() -> None:
     quickstart` runs the whole loop offline on the embedded model.
 
     A model, dataset or bank (SRC, REPO) is a Hub id, with `@revision` to pin one, or a local path
-    that starts with `./` or `/`. A judge (SPEC) is `local:MODEL` or `likelihood:MODEL`; an empty
-    MODEL means the embedded one.
+    that starts with `./` or `/`. A judge (SPEC) is `local:MODEL` or `likelihood:MODEL`, where an
+    empty MODEL means the embedded one, or `openai:MODEL` for one behind a server;
+    `single-objective:SPEC` asks it on one principle drawn for each pair.
     """
 
 
