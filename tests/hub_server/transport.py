@@ -121,6 +121,8 @@ class Transport:
         finally:
             for runner in runners:
                 await runner.cleanup()
+            # A connection closes in the loop's next turns; one that came in just now is among them.
+            await asyncio.sleep(0.01)
 
     async def _serve(self, origin: Origin, incoming: web.BaseRequest) -> web.StreamResponse:
         url = incoming.rel_url
